@@ -143,7 +143,7 @@ def test_a_process_that_never_answers_is_told_apart(monkeypatch: pytest.MonkeyPa
 
 
 STRANGER = "The process at {address} speaks HTTP, not gRPC, and is not a TGIS server."
-PORT_UNKNOWN = "{address} is a TGIS server's HTTP port; gRPC has another, 8033 by default."
+PORT_UNKNOWN = "{address} is a TGIS server's HTTP port; gRPC uses another, 8033 by default."
 
 
 @pytest.mark.parametrize(

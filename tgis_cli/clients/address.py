@@ -1,7 +1,8 @@
-"""Where a command finds the server. This is the only place that decides it.
+"""Which server a command connects to: no other module decides that.
 
 In this order: ``--url``; the variable ``TGIS_URL``; the ports in the environment (``GRPC_PORT``, for health ``PORT``);
-the only running server of this user; the default port of this machine. `tgis health` uses it too, so it imports little.
+the only running server of this user; the default port of this machine. `tgis health` uses this module too, so it
+imports little.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ URL_VARIABLE = "TGIS_URL"
 WAIT = "`tgis generate --wait` waits for it, and `tgis ps` shows its progress."
 EXAMPLE = "127.0.0.1:8033"
 NUMBERS = re.compile(r"[0-9.]+")
-NO_HOST = re.compile(r"[^\w.-]")  # in a name or an IPv4 address
+NO_HOST = re.compile(r"[^\w.-]")  # not allowed in a host name or an IPv4 address
 
 
 class Address:
-    """Where to connect, and why there. Not a dataclass: that would import a fifth more."""
+    """An address to connect to, and its source. Not a dataclass, which would import a fifth more."""
 
     __slots__ = ("host", "is_tls", "port", "protocol", "server", "source")
 
@@ -48,9 +49,9 @@ class Address:
         """
         Args:
             host: a name or an address, without brackets.
-            source: where it comes from, as in "TGIS_URL".
+            source: where the address comes from, such as "TGIS_URL".
             protocol: ``GRPC`` or ``HTTP``.
-            server: the running server of this user that it leads to, if that is known.
+            server: this user's running server at that address, if known.
         """
         self.host, self.port, self.is_tls, self.source = host, port, is_tls, source
         self.protocol, self.server = protocol, server
@@ -86,16 +87,16 @@ def find_address(
     with_tls: bool = False,
     find: Callable[[], list[RunningServer]] = find_running_servers,
 ) -> Address:
-    """Where to connect.
+    """The address to connect to.
 
     Args:
-        url: of the command line, if given.
+        url: from the command line, if given.
         protocol: ``HTTP`` for health, which uses gRPC only if a URL says so.
         with_tls: whether TLS files are given, so that an address without a scheme means TLS.
 
     Raises:
         UsageError: the URL or the port in the environment cannot be used, or several servers are running.
-        Unavailable: the only running server has not yet got a port.
+        Unavailable: the only running server has no port yet.
     """
     if url is not None:
         return parse_url(url, "--url", protocol, with_tls=with_tls, bare=protocol)
@@ -115,9 +116,9 @@ def find_address(
 def find_in_environment(
     environ: Mapping[str, str], protocol: str, *, with_tls: bool, find: Callable[[], list[RunningServer]]
 ) -> Address | None:
-    """The address at which a launcher with the same environment serves; ``None`` without a port there.
+    """The address at which a launcher with the same environment would serve; ``None`` if that gives no port.
 
-    As for the launcher, 0 means any free port: that is no address.
+    To the launcher, port 0 means any free port, so it is no address.
     """
     variable = PORT_VARIABLES[protocol]
     text = environ.get(variable, "").strip()
@@ -136,10 +137,10 @@ def find_in_environment(
 
 
 def to_address(server: RunningServer, protocol: str = GRPC, *, with_tls: bool = False) -> Address:
-    """Where a running server of this user serves.
+    """The address of a running server of this user.
 
     Raises:
-        Unavailable: it has not yet got a port.
+        Unavailable: the server has no port yet.
     """
     port = server.grpc_port if protocol == GRPC else server.http_port
     if port is None:
@@ -163,8 +164,8 @@ def list_servers(servers: list[RunningServer], protocol: str) -> str:
 def parse_url(text: str, source: str, protocol: str, *, with_tls: bool, bare: str) -> Address:
     """
     Args:
-        source: the option or variable that has the URL.
-        protocol: what the command speaks; ``HTTP`` gives way to a URL with a gRPC scheme.
+        source: the option or variable that holds the URL.
+        protocol: the protocol of the command; a gRPC scheme in the URL overrides ``HTTP``.
         bare: the protocol of a URL without a scheme.
 
     Raises:
@@ -184,10 +185,10 @@ def parse_url(text: str, source: str, protocol: str, *, with_tls: bool, bare: st
 
 
 def split_host(rest: str, shown: str) -> tuple[str, int]:
-    """Host without brackets, and port, of what follows a scheme.
+    """The host, without brackets, and the port of a URL whose scheme has been removed.
 
     Raises:
-        UsageError: it is not ``HOST:PORT``.
+        UsageError: the text is not ``HOST:PORT``.
     """
     rest, extra = split_extra(rest)
     if extra and rest.endswith(":"):  # such as unix:/tmp/socket
@@ -213,12 +214,12 @@ def split_host(rest: str, shown: str) -> tuple[str, int]:
     if NO_HOST.search(host):
         refuse(f"{shown} is not HOST:PORT: {host!r} is neither a name nor an address.")
     if NUMBERS.fullmatch(host) and not is_address(host, socket.AF_INET):
-        refuse(f"{shown} is not HOST:PORT: {host} is not a whole IPv4 address, such as 127.0.0.1.")
+        refuse(f"{shown} is not HOST:PORT: {host} is not a complete IPv4 address, such as 127.0.0.1.")
     return host.lower(), int(port)
 
 
 def split_extra(rest: str) -> tuple[str, str]:
-    """Cut off a path, a query or a fragment, with its name. A final slash is nothing."""
+    """Return the part before any path, query or fragment, and what was cut off, in words. A final slash is ignored."""
     for mark, name in (("#", "a fragment"), ("?", "a query"), ("/", "a path")):
         head, found, tail = rest.partition(mark)
         if found and (tail or mark != "/"):
@@ -238,7 +239,7 @@ def is_port(text: str) -> bool:
 
 
 def is_address(text: str, family: int) -> bool:
-    """Whether it is an address of this family."""
+    """Whether the text is an address of this family."""
     try:
         socket.inet_pton(family, text)
     except (OSError, ValueError):

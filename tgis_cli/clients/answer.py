@@ -1,4 +1,4 @@
-"""One answer: a stream's frames put together, with the times at which they came, and in words how it ended."""
+"""One answer: the frames of a stream put together, the times at which they arrived, and how it ended, in words."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
 
 
-# Over a shorter time a rate would mean little: tokens that came while this process was busy arrive all at once.
+# A rate over a shorter time would mean little: tokens that arrive while this process is busy are read all at once.
 MIN_DECODE_S = 0.1
 
 
 class SomeFailed(RequestError):
-    """Of several answers. Each failure has been reported, so no further JSON object tells of it."""
+    """Some of several answers failed. Each failure has been reported, so this error adds no JSON object."""
 
     is_told = True
 
 
 @dataclass(slots=True)
 class Answer:
-    """What has come so far."""
+    """The part of an answer that has arrived so far."""
 
     started_at: float = field(default_factory=time.monotonic)
     first_at: float | None = None
     ended_at: float = 0.0
     text: str = ""
-    last: Any = None  # the newest frame; in the end the one with the stop reason
+    last: Any = None  # the newest frame; the final one has the stop reason
     input_token_count: int = 0
     generated_token_count: int = 0
     seed: int = 0
@@ -58,20 +58,20 @@ class Answer:
         self.input_tokens += frame.input_tokens
 
     def add_whole(self, response: pb.GenerationResponse) -> None:
-        """Add an answer that came in one piece: nobody knows when its first token was there."""
+        """Add an answer that arrived in one piece, so that the time of its first token is unknown."""
         self.add(response)
         self.first_at = None
 
     @property
     def stop_reason(self) -> str:
-        """Its name in the API; its number if that is newer than this version."""
+        """Its name in the API, or its number if this version has no name for it."""
         from tgis_server.wire import generation_pb2 as pb
 
         number = self.last.stop_reason if self.last is not None else pb.NOT_FINISHED
         return str(pb.StopReason.Name(number)) if number in pb.StopReason.values() else str(number)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. Tokens are there if they were asked for."""
+        """For JSON. Includes the tokens if they were requested."""
         facts: dict[str, Any] = {
             "text": self.text,
             "stop_reason": self.stop_reason,
@@ -92,7 +92,7 @@ class Answer:
         """Facts for a line of statistics, in order.
 
         Args:
-            setting: how a parameter is written where the person can change it, such as ``--max-new-tokens``.
+            setting: gives the name under which the user sets a parameter, such as ``--max-new-tokens``.
         """
         facts = [f"{format_count(self.input_token_count, 'token')} in, {self.generated_token_count:,} out"]
         if self.first_at is not None:
@@ -118,7 +118,7 @@ class Answer:
             case "TIME_LIMIT":
                 return f"cut by the time limit: {setting('time_limit')}"
             case "TOKEN_LIMIT":
-                return "cut where the context is full"
+                return "cut because the context is full"
             case "NOT_FINISHED":
                 return "not finished"
             case other if other.isdecimal():
@@ -138,10 +138,10 @@ def format_latency(seconds: float) -> str:
 
 
 def token_as_dict(token: pb.TokenInfo) -> dict[str, Any]:
-    """A token with what the server said of it.
+    """A token and what the server says about it.
 
-    A log probability is ``None`` if JSON has no number for it: NaN for the first token of an input, which nothing
-    predicts; infinite for an impossible one.
+    A log probability that JSON cannot express is ``None``: NaN, for the first token of an input, which nothing
+    predicts, or infinity, for an impossible token.
     """
     facts: dict[str, Any] = {"text": token.text, "logprob": finite_or_none(token.logprob)}
     if token.rank:
@@ -156,7 +156,7 @@ def finite_or_none(number: float) -> float | None:
 
 
 def to_json_line(facts: Mapping[str, Any]) -> str:
-    """An object in a line. JSON itself would leave some of the characters that control terminals as they are.
+    """A JSON object on one line, with every control character escaped: JSON itself leaves some of them as they are.
 
     Raises:
         ValueError: a number is NaN or infinite.

@@ -1,4 +1,4 @@
-"""How a command connects to a server: as given on its command line, completed from what is known of the server."""
+"""How a command connects to a server: what its command line says, completed with what is known about the server."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Connection:
     cert: Path | None = None
     key: Path | None = None
     tls_server_name: str | None = None
-    server: RunningServer | None = None  # connect to this one, instead of looking for one
+    server: RunningServer | None = None  # connect to this one instead of looking for one
 
     def find_address(self, environ: Mapping[str, str] = os.environ) -> Address:
-        """Where to connect.
+        """The address to connect to.
 
         Raises:
-            UsageError: the options or the environment contradict each other or themselves, or several servers run.
-            Unavailable: the only running server has not yet got a port.
+            UsageError: the options or the environment are wrong or contradictory, or several servers are running.
+            Unavailable: the only running server has no port yet.
         """
         given = name_flags(self)
         if self.server is not None:
@@ -44,14 +44,14 @@ class Connection:
         return address
 
     def tls_files(self, address: Address) -> TlsFiles | None:
-        """The files and the name for TLS to this address; ``None`` for plain text."""
+        """The TLS files and the server name for this address; ``None`` for plain text."""
         if not address.is_tls:
             return None
         return own_files(address, TlsFiles(self.ca, self.cert, self.key, self.tls_server_name))
 
 
 def own_files(address: Address, files: TlsFiles | None) -> TlsFiles | None:
-    """Complete what is given with what is known of a running server of this user: its certificate file is trusted."""
+    """Add what is known about a running server of this user: its certificate file is trusted."""
     own = address.server.tls if address.server is not None else None
     if files is None or own is None:
         return files
@@ -60,7 +60,7 @@ def own_files(address: Address, files: TlsFiles | None) -> TlsFiles | None:
 
 
 def pick_name(names: tuple[str, ...], host: str) -> str | None:
-    """The name to expect in a certificate for these names; ``None`` if it is for the host itself or has no names."""
+    """The name to expect in a certificate with these names; ``None`` if they include the host, or there are none."""
     if not names or host in names:
         return None
-    return names[0].replace("*", "server", 1)  # a certificate for *.example.com is for no name with an asterisk
+    return names[0].replace("*", "server", 1)  # *.example.com does not match a name with an asterisk

@@ -1,4 +1,4 @@
-"""The options of every command that talks to a server: one declaration, one value."""
+"""The options of every command that talks to a server, declared once and passed as one value."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ OPTIONS = {
 
 
 def with_connection_options(body: Callable[..., None]) -> Callable[..., None]:
-    """Make a Typer callback with the body's own parameters, and these options.
+    """Make a Typer callback with the body's own parameters and these options.
 
     Args:
-        body: called as ``body(connection, ...)``: its first parameter gets the ``Connection``, the others are its own.
+        body: called as ``body(connection, ...)``; all parameters but the first become options of the command.
     """
     own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
     shared = [

@@ -1,4 +1,4 @@
-"""How a command gets its client: from a server that runs already, or from one that it starts itself."""
+"""How a command gets its client: for a server that is already running, or for one that the command starts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Connector(Protocol):
     """The server of one command."""
 
     def connect(self) -> AbstractContextManager[Client]:
-        """The first connection. The server may end with it.
+        """Open the first connection. The server may end with it.
 
         Raises:
             TgisError: there is none.
         """
 
     def reconnect(self) -> AbstractContextManager[Client]:
-        """Another one, after the first broke.
+        """Open another connection after one has broken.
 
         Raises:
             TgisError: there is none.
@@ -35,17 +35,17 @@ class Connector(Protocol):
         """Called when the server has become unavailable.
 
         Raises:
-            TgisError: it will not come back.
+            TgisError: the server will not come back.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteConnector:
-    """To a server that others start and end."""
+    """Connects to a server that others start and stop."""
 
     connection: Connection
     presenter: Presenter
-    wait_s: float | None = None  # for a server that is not ready; None: do not wait
+    wait_s: float | None = None  # how long to wait for a server that is not ready; None: not at all
 
     @contextmanager
     def connect(self) -> Iterator[Client]:
@@ -67,4 +67,4 @@ class RemoteConnector:
         return Client.connect(self.connection)
 
     def check(self) -> None:
-        """It may come back at any time."""
+        """Raise nothing: the server may come back at any time."""

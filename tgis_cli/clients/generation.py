@@ -1,4 +1,4 @@
-"""What ``tgis generate`` does: from texts and parameters to answers on the outputs."""
+"""``tgis generate``: completes texts and shows the answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tgis_cli.clients.prompt_file import Prompt
 
 MAX_PARALLEL = 1024
-# The contract's texts for an answer and for a text that are too long for the model.
+# The server's errors for an answer and for a text that are too long for the model.
 LIMIT = re.compile(r"max_new_tokens must be <= (\d+)")
 LENGTH = re.compile(r"input tokens \((\d+)\) plus prefix length \(\d+\) must be < (\d+)")
 
@@ -45,10 +45,10 @@ def generate(
     parallel: int = 8,
     num_answers: int = 1,
 ) -> int:
-    """The command, with its options by name; returns the exit code.
+    """Run the command; return its exit code.
 
     Raises:
-        TgisError: nothing, or not everything, has been completed.
+        TgisError: some or all texts could not be completed.
     """
     presenter = Presenter.open(os.environ, verbose=verbose)
     wait_s = math.inf if wait and wait_timeout is None else wait_timeout
@@ -66,7 +66,7 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One run of the command. Its methods return whether it came to its end: ``False`` after Ctrl-C."""
+    """One run of the command. Its methods return ``False`` if Ctrl-C ended them early."""
 
     connector: Connector
     parameters: Parameters
@@ -78,7 +78,7 @@ class Generation:
     def run(self, words: Sequence[str], file: str | None) -> bool:
         """
         Raises:
-            TgisError: nothing, or not everything, has been completed.
+            TgisError: some or all texts could not be completed.
         """
         try:
             with interrupted_by_ctrl_c(), self._errors_explained():
@@ -87,7 +87,7 @@ class Generation:
             return False
 
     def complete_text(self, words: Sequence[str]) -> bool:
-        """Complete the text of the command line or of standard input; without either, ask for texts."""
+        """Complete the text from the command line or standard input; without either, ask for texts."""
         self._check(self.parameters, as_flag)
         prompt = read_prompt(words, sys.stdin)
         if prompt is None and (self.as_json or self.num_answers > 1 or not self.presenter.is_for_people):
@@ -141,10 +141,10 @@ class Generation:
     def _check(self, parameters: Parameters, setting: Callable[[str], str]) -> None:
         """
         Args:
-            setting: how a parameter is called where the person has set it.
+            setting: gives the name under which the user sets a parameter.
 
         Raises:
-            UsageError: the parameters do not agree with the other options or, as far as it is known, with the server.
+            UsageError: the parameters contradict the other options, or what is known about the server.
         """
         if self.num_answers > 1 and parameters.temperature == 0:
             raise UsageError(f"-n {self.num_answers} and a temperature of 0 give equal answers: leave one of them out.")
@@ -152,12 +152,12 @@ class Generation:
             parameters.check_default_length(setting)
 
     def _adapt(self, parameters: Parameters, client: Client, setting: Callable[[str], str]) -> Parameters:
-        """Add a length for people, where they read; elsewhere the server's default must do."""
+        """Set a length that suits people on a terminal; elsewhere the server's default applies."""
         return parameters.with_length_for_people(client, setting) if self._is_for_people else parameters
 
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:
-        """Say in the words of this command line what a server refuses."""
+        """Explain a server's refusals in terms of this command line."""
         try:
             yield
         except InvalidRequest as error:
@@ -170,10 +170,10 @@ class Generation:
 def explain_refusal(
     error: InvalidRequest, parameters: Parameters, setting: Callable[[str], str] = as_flag
 ) -> TgisError:
-    """What a server refuses, in the words of the person who asked. A length above its limit is a mistake.
+    """A server's refusal in the user's terms. A length above the server's limit is a mistake of the user.
 
     Args:
-        setting: how a parameter is called where the person has set it.
+        setting: gives the name under which the user sets a parameter.
     """
     limit, length = LIMIT.search(str(error)), LENGTH.search(str(error))
     if length is not None:

@@ -28,7 +28,7 @@ BROKEN = re.compile("Stream removed|Socket closed|Connection reset")
 
 
 class Client:
-    """One connection. Errors of server and connection become ``RequestError`` with a sentence."""
+    """One connection. Errors of the server or the connection become a ``RequestError`` with a readable message."""
 
     def __init__(self, channel: Any, address: Address) -> None:
         from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
@@ -40,7 +40,7 @@ class Client:
     @classmethod
     @contextlib.contextmanager
     def connect(cls, connection: Connection) -> Iterator[Client]:
-        """Connect to the server that the options, the environment or the running servers name.
+        """Connect to the server that the options or the environment name, or to the running one.
 
         Raises:
             UsageError: the options cannot be used, or do not say which server.
@@ -63,13 +63,13 @@ class Client:
     def start_answer(
         self, request: pb.SingleGenerationRequest, on_done: Callable[[Answer | RequestError], None]
     ) -> Callable[[], None]:
-        """Start a call that brings the whole answer at once, without waiting for it.
+        """Start a call for a whole answer, without waiting for it.
 
         Args:
-            on_done: gets the answer or the error, from a thread of gRPC.
+            on_done: called with the answer or the error, in a thread of gRPC.
 
         Returns:
-            What cancels the call.
+            A function that cancels the call.
         """
         import grpc
 
@@ -101,7 +101,7 @@ class Client:
         return call.cancel  # type: ignore[no-any-return]
 
     def model_info(self) -> pb.ModelInfoResponse:
-        """The limits of the served model; asked once."""
+        """The limits of the served model, fetched once."""
         from tgis_server.wire import generation_pb2 as pb
 
         if self._model_info is None:
@@ -110,7 +110,7 @@ class Client:
         return self._model_info
 
     def tokenize(self, texts: list[str]) -> list[pb.TokenizeResponse]:
-        """Pieces of each text, in order."""
+        """The tokens of each text, in order."""
         from tgis_server.wire import generation_pb2 as pb
 
         request = pb.BatchedTokenizeRequest(
@@ -133,21 +133,21 @@ class Client:
 def open_connected_channel(
     address: Address, files: TlsFiles | None, timeout_s: float, *, meanwhile: Callable[[], None] = lambda: None
 ) -> Iterator[grpc.Channel]:
-    """A gRPC channel that has a connection.
+    """A gRPC channel that is connected.
 
     Args:
-        meanwhile: called once the channel connects in threads of its own.
+        meanwhile: called while the channel connects in its own threads.
 
     Raises:
         UsageError: a TLS file cannot be used.
-        Unavailable: there is no connection within the time; the sentence says why.
+        Unavailable: there is no connection within ``timeout_s``; the message says why.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library would log failed connections too
     import grpc
 
     from tgis_server.wire.grpc_channels import UNLIMITED, Option, open_channel
 
-    # Otherwise channels to one address share its pauses between attempts, which grow to two minutes.
+    # Otherwise channels to one address share the pauses between their attempts, which grow to two minutes.
     options: tuple[Option, ...] = (*UNLIMITED, ("grpc.use_local_subchannel_pool", 1))
     credentials = None
     if files is not None:
@@ -164,7 +164,7 @@ def open_connected_channel(
 
 
 def import_messages() -> None:
-    """What the first call needs; it takes as long as a connection."""
+    """Import what the first call needs, which takes as long as connecting."""
     from tgis_server.wire import generation_pb2_grpc  # noqa: F401  only imported
 
 
@@ -181,10 +181,10 @@ def is_connected(channel: grpc.Channel, timeout_s: float) -> bool:
 
 
 def get_state(channel: grpc.Channel) -> grpc.ChannelConnectivity:
-    """The state of the connection; starts connecting if nothing has yet.
+    """Return the state of the connection, and start connecting if nothing has yet.
 
     ``subscribe`` and ``channel_ready_future`` watch it in a thread that outlives their use by up to 0.2 s. If the
-    channel closes meanwhile, that thread either delays it or dies with a traceback. Hence gRPC's own attribute.
+    channel closes meanwhile, that thread either delays the close or dies with a traceback. Hence the private attribute.
     """
     from grpc._common import CYGRPC_CONNECTIVITY_STATE_TO_CHANNEL_CONNECTIVITY
 

@@ -1,4 +1,4 @@
-"""``tgis health`` over gRPC: one question to ``grpc.health.v1``."""
+"""``tgis health`` over gRPC: one call to ``grpc.health.v1``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tgis_cli.clients.connection import own_files
 from tgis_cli.clients.tls_files import TlsFiles
 from tgis_server.errors import Unavailable
 
-MIN_CALL_S = 0.05  # for the call, when connecting has taken nearly all the time
+MIN_CALL_S = 0.05  # for the call, if connecting took nearly all the time
 
 
 def check(address: Address, files: TlsFiles | None, service: str, timeout_s: float) -> str:
-    """The status that the server gives a service, such as ``SERVING``.
+    """The status of a service, such as ``SERVING``.
 
     Raises:
         UsageError: a TLS file cannot be used.
@@ -41,4 +41,4 @@ def explain(address: Address, service: str, error: object, timeout_s: float) -> 
         return f"No answer from {address.target} within {timeout_s:g} s: the server is overloaded or hangs."
     if status in ("UNIMPLEMENTED", "NOT_FOUND"):
         return f"The gRPC server at {address.target} has no health service {service}: it is not TGIS."
-    return f"The gRPC server at {address.target} does not say how it is: {error.details()} ({status})."  # type: ignore[attr-defined]
+    return f"The gRPC server at {address.target} does not report its health: {error.details()} ({status})."  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Many requests at once, with their outcomes in the order of the requests.
+"""Many requests at once, with their outcomes in order.
 
-Bounded: at most ``parallel`` calls run, and at most ``WINDOW`` times as many requests are between the one that is due
-and the newest one that has started, whatever their number and however slow one of them is.
+Memory is bounded: at most ``parallel`` calls run at once, and at most ``WINDOW`` times as many requests have started
+but have not been yielded, however many there are and however slow one of them is.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Generic, TypeVar
 from tgis_server.errors import Overloaded, RequestError
 
 WINDOW = 4
-PATIENCE_S = 60.0  # how long a server may have no place for a request
-PAUSE_S = 0.5  # before the next attempt, if no call of ours is about to end
+PATIENCE_S = 60.0  # how long a request is retried while the server is overloaded
+PAUSE_S = 0.5  # before the next attempt, if no call of ours is running
 TICK_S = 0.1
 
 Request = TypeVar("Request")
@@ -26,10 +26,10 @@ OnDone = Callable[[Result | RequestError], None]
 
 
 class InOrder(Generic[Request, Result]):
-    """Runs requests; iterating yields each with its result or its error.
+    """Runs requests; iterating yields each request with its result or error.
 
-    A server without a place for a request is asked again, with fewer calls at once. Ending the iteration cancels all
-    calls that run.
+    A request that an overloaded server refuses is retried, with fewer calls at once. Ending the iteration cancels
+    all running calls.
     """
 
     def __init__(
@@ -43,20 +43,21 @@ class InOrder(Generic[Request, Result]):
     ) -> None:
         """
         Args:
-            start: starts a call without waiting and returns what cancels it; calls ``on_done`` once, from any thread.
+            start: starts a call without waiting and returns a function that cancels it; calls ``on_done`` once, from
+                any thread.
             on_tick: called at least every ``TICK_S``, from the thread that iterates.
         """
         self._requests = enumerate(requests)
         self._start = start
         self._parallel = parallel
-        self._allowed = parallel  # calls at once; fewer after the server had no place
+        self._allowed = parallel  # calls at once; fewer after an overload
         self._on_tick = on_tick
         self._clock = clock
         self._ended: queue.SimpleQueue[tuple[int, Result | RequestError]] = queue.SimpleQueue()
-        self._begun: dict[int, tuple[Request, float]] = {}  # and not yet yielded; with the time of the first attempt
-        self._cancels: dict[int, Callable[[], None]] = {}  # of the calls that run
+        self._begun: dict[int, tuple[Request, float]] = {}  # but not yet yielded; with the time of the first attempt
+        self._cancels: dict[int, Callable[[], None]] = {}  # of the running calls
         self._refused: deque[int] = deque()  # to be started again
-        self._finished: dict[int, Result | RequestError] = {}  # before it is their turn
+        self._finished: dict[int, Result | RequestError] = {}  # but not yet due
         self._num_begun = 0
         self._num_since_refusal = 0
         self._retry_at = 0.0
@@ -76,7 +77,7 @@ class InOrder(Generic[Request, Result]):
                 cancel()
 
     def _start_calls(self, due: int) -> bool:
-        """Start what may run now; returns whether anything is left."""
+        """Start the calls that may run now; return whether any request is left."""
         while self._refused and len(self._cancels) < self._allowed and self._clock() >= self._retry_at:
             self._start_call(self._refused.popleft())
         while not self._refused and len(self._cancels) < self._allowed:
@@ -91,14 +92,14 @@ class InOrder(Generic[Request, Result]):
         return bool(self._begun)
 
     def _start_call(self, index: int) -> None:
-        self._cancels[index] = lambda: None  # it may be over before `start` returns
+        self._cancels[index] = lambda: None  # the call may end before `start` returns
         self._cancels[index] = self._start(self._begun[index][0], partial(self._end, index))
 
     def _end(self, index: int, result: Result | RequestError) -> None:
         self._ended.put((index, result))
 
     def _take_ended(self) -> None:
-        """Wait for the next call to end, at most for a tick."""
+        """Wait for the next call to end, for at most one tick."""
         self._on_tick()
         try:
             index, result = self._ended.get(timeout=TICK_S)
@@ -117,5 +118,5 @@ class InOrder(Generic[Request, Result]):
 
 
 def is_overload(result: object) -> bool:
-    """Whether the server had no place for a request: no fault of the request."""
+    """Whether the server refused a request only because it is overloaded."""
     return isinstance(result, RequestError) and str(result).startswith(str(Overloaded()))

@@ -1,6 +1,7 @@
 """Several answers: to the lines of a file, or to one prompt. Requests run in parallel; output is in order.
 
-In a pipe each answer is a line; on a terminal each has a heading. Answers that fail are reported, and the others go on.
+In a pipe each answer is a line; on a terminal each has a heading. A failed answer is reported and does not stop the
+others.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from tgis_server.words.sizes import format_count
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
 
-# How a call is started, as `Client.start_answer` does.
+# Starts a call, as `Client.start_answer` does.
 Start = Callable[["pb.SingleGenerationRequest", Callable[[Answer | RequestError], None]], Callable[[], None]]
 
-MAX_SEED = 2**32  # of seeds that are drawn here, as the server draws them
+MAX_SEED = 2**32  # of seeds drawn here; the server draws below the same limit
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One answer to be had."""
+    """One answer to request."""
 
     prompt: Prompt
     parameters: Parameters
-    number: int | None = None  # among the answers to this prompt, from 1; None: it has only one
+    number: int | None = None  # among the answers to this prompt, from 1; None: there is only one
 
     @property
     def name(self) -> str:
@@ -56,10 +57,10 @@ class Job:
 def make_jobs(
     prompts: Iterable[Prompt], num_answers: int, complete: Callable[[Parameters], Parameters]
 ) -> Iterator[Job]:
-    """A job for each answer. Several answers to one prompt have seeds in a row, from a random one unless one is given.
+    """A job for each answer. Several answers to one prompt get consecutive seeds, from the given one or a random one.
 
     Args:
-        complete: adds what depends on the server.
+        complete: adds the parameters that depend on the server.
     """
     for prompt in prompts:
         parameters = complete(prompt.parameters)
@@ -73,7 +74,7 @@ def make_jobs(
 
 @dataclass(slots=True)
 class ManyAnswers:
-    """Prints answers as they become due."""
+    """Prints answers in the order of their jobs."""
 
     presenter: Presenter
     total: int
@@ -133,7 +134,7 @@ class ManyAnswers:
             self.print_line(result.text.replace("\r", "\\r").replace("\n", "\\n"))
 
     def report(self, job: Job, error: RequestError) -> None:
-        """A failure: with ``--json`` an object, otherwise a sentence; in a pipe its line stays empty."""
+        """Report a failure: as an object with ``--json``, otherwise as a sentence; in a pipe its line stays empty."""
         if self.as_json:
             self.print_line(to_json_line(job.as_dict() | {"error": str(error)}))
         elif not self.presenter.is_for_people:

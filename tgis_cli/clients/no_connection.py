@@ -1,7 +1,7 @@
 """Why a command has no connection, in one sentence that is the same for all commands.
 
-gRPC hides the reason, so the connection is tried again step by step with Python's own sockets. `tgis health` uses it
-too, so it imports little.
+gRPC hides the reason, so the connection is tried again step by step with Python's own sockets. `tgis health` uses
+this module too, so it imports little.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ START = "start one with `tgis launch`, or give the address with --url HOST:PORT"
 SILENT = "The process at {target} accepts connections, but does not answer: is it hung, or not a server?"
 CLIENT_CERTIFICATE = "The server at {target} demands a client certificate: --cert FILE --key FILE."
 
-# Of OpenSSL's verification; the ssl module does not name them.
+# Error codes of OpenSSL's verification, which the ssl module does not name.
 NOT_YET_VALID, EXPIRED, WRONG_NAME, WRONG_IP = 9, 10, 62, 64
 UNKNOWN_ISSUER = (2, 18, 19, 20, 21)
 NO_CHECK_TIME = 0x200000
@@ -90,7 +90,7 @@ def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: fl
 
 
 def explain_plain(address: Address, connection: socket.socket) -> str:
-    """What speaks at a port that is not plain gRPC, or not plain HTTP."""
+    """Say what answers at a port that should speak plain gRPC or plain HTTP."""
     is_closed = False
     try:
         connection.sendall(PREFACE if address.protocol == GRPC else GET)
@@ -102,7 +102,7 @@ def explain_plain(address: Address, connection: socket.socket) -> str:
         answer, is_closed = b"", True
     if answer[:2] == b"\x15\x03" or (is_closed and speaks_tls(address)):  # a TLS alert
         return explain_wanted_tls(address)
-    if answer[:5] == b"HTTP/" or answer[:2] == b"<!":  # an error of HTTP may be a page without a header
+    if answer[:5] == b"HTTP/" or answer[:2] == b"<!":  # an HTTP error may be a page without headers
         if address.protocol == HTTP:
             return f"The process at {address.target} closed the connection before its answer was complete."
         return explain_http(address)
@@ -138,25 +138,25 @@ def explain_wanted_tls(address: Address) -> str:
 def explain_grpc(address: Address) -> str:
     scheme = "grpcs" if address.is_tls else "grpc"
     return (
-        f"{address.target} is a gRPC port, and health asks over HTTP: write {scheme}://{address.target}, or give the "
-        f"HTTP port, {DEFAULT_PORTS[HTTP]} by default."
+        f"{address.target} is a gRPC port, but health is checked over HTTP: write {scheme}://{address.target}, or give "
+        f"the HTTP port, {DEFAULT_PORTS[HTTP]} by default."
     )
 
 
 def explain_http(address: Address) -> str:
-    """Name the gRPC port if this is the HTTP port of a server like ours."""
+    """Name the gRPC port if this is the HTTP port of a TGIS server."""
     facts = ask_health(address)
     if facts is None:
         return f"The process at {address.target} speaks HTTP, not gRPC, and is not a TGIS server."
     port = facts.get("grpc_port")
     if not isinstance(port, int) or not 1 <= port <= 65535:
-        return f"{address.target} is a TGIS server's HTTP port; gRPC has another, {DEFAULT_PORTS[GRPC]} by default."
+        return f"{address.target} is a TGIS server's HTTP port; gRPC uses another, {DEFAULT_PORTS[GRPC]} by default."
     target = Address(address.host, port, is_tls=False, source="").target
     return f"{address.target} is a TGIS server's HTTP port; its gRPC port is {port}: --url {target}."
 
 
 def ask_health(address: Address) -> dict[str, object] | None:
-    """What an HTTP server says about its life; ``None`` if it is not like ours, or takes too long."""
+    """The health that an HTTP server reports; ``None`` if it is not a TGIS server, or takes too long."""
     answer, deadline = b"", time.monotonic() + ANSWER_S
     try:
         with socket.create_connection((address.host, address.port), ANSWER_S) as connection:
@@ -170,7 +170,7 @@ def ask_health(address: Address) -> dict[str, object] | None:
 
 
 def speaks_tls(address: Address) -> bool:
-    """Whether a process answers a TLS greeting, even with a refusal."""
+    """Whether a process answers a TLS handshake, even with a refusal."""
     context = TlsFiles(None, None, None, None).make_context(verify=False)
     try:
         with (
@@ -188,7 +188,7 @@ def speaks_tls(address: Address) -> bool:
 
 
 def explain_tls(address: Address, connection: socket.socket, files: TlsFiles) -> str:
-    """At which step of the handshake it fails."""
+    """Say at which step the handshake fails."""
     try:
         return explain_after_handshake(address, shake_hands(address, connection, files), files)
     except ssl.SSLCertVerificationError as error:
@@ -204,14 +204,14 @@ def explain_tls(address: Address, connection: socket.socket, files: TlsFiles) ->
 def shake_hands(
     address: Address, connection: socket.socket, files: TlsFiles, context: ssl.SSLContext | None = None
 ) -> ssl.SSLSocket:
-    # Health accepts any certificate if no CA is given: it sends no secrets.
+    # `tgis health` accepts any certificate if no CA is given, because it sends no secrets.
     context = context or files.make_context(verify=address.protocol == GRPC or files.ca is not None)
     context.set_alpn_protocols(["h2"] if address.protocol == GRPC else ["h2", "http/1.1"])
     return context.wrap_socket(connection, server_hostname=files.name or address.host)
 
 
 def explain_after_handshake(address: Address, connection: ssl.SSLSocket, files: TlsFiles) -> str:
-    """In TLS 1.3 a server refuses a client's certificate, or the lack of one, after the client's part is done."""
+    """In TLS 1.3 a server refuses a client's certificate, or the lack of one, only after the client has finished."""
     with connection:
         if address.protocol == GRPC and connection.selected_alpn_protocol() != "h2":
             return f"The process at {address.target} speaks TLS, but not gRPC: is it an HTTPS port?"
@@ -224,7 +224,7 @@ def explain_after_handshake(address: Address, connection: ssl.SSLSocket, files: 
 
 
 def explain_refusal(address: Address, files: TlsFiles) -> str:
-    """The server has ended the connection after a handshake that this side completed."""
+    """Say why the server ended the connection after this side had completed the handshake."""
     if files.cert is None:
         return CLIENT_CERTIFICATE.format(target=address.target)
     return (
@@ -273,7 +273,7 @@ def explain_certificate(address: Address, files: TlsFiles, error: ssl.SSLCertVer
 
 
 def get_certificate(address: Address, files: TlsFiles) -> dict[str, object]:
-    """The server's certificate, whatever its dates and names; empty if its CA is not trusted or it does not answer."""
+    """The server's certificate, whatever its dates and names; empty if its CA is not trusted, or no answer comes."""
     context = files.make_context()
     context.check_hostname = False
     context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)

@@ -14,9 +14,9 @@ from tgis_cli.terminal.callbacks import make_callback
 
 
 def with_parameters(body: Callable[..., None]) -> Callable[..., None]:
-    """Make a Typer callback that takes a flag for each parameter, for a body with an argument ``parameters``.
+    """Make a Typer callback with a flag for each parameter; the body gets them as its argument ``parameters``.
 
-    What another such function passes first, such as a connection, goes to the body as it comes.
+    Positional arguments from another such wrapper, such as a connection, are passed on unchanged.
     """
     signature = inspect.signature(body, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "parameters"]
@@ -29,7 +29,7 @@ def with_parameters(body: Callable[..., None]) -> Callable[..., None]:
 
 
 def to_flag(parameter: Parameter) -> inspect.Parameter:
-    """A text that ``Parameters`` reads, so that flags, JSON and prompt loops give the same errors."""
+    """Declare a flag whose text ``Parameters`` parses, so that flags, JSON and prompt loops give the same errors."""
     kinds: dict[type, Any] = {bool: bool | None, str: list[str] | None}
     names = f"{parameter.flag}/--no-{parameter.flag[2:]}" if parameter.has_negative else parameter.flag
     option = typer.Option(

@@ -1,4 +1,4 @@
-"""Each parameter of a generation request once: how people write it, and what it accepts.
+"""The parameters of a generation request: how each is written, and which values it accepts.
 
 Used by flags, JSON lines and prompt loops. The ranges are those that the server checks; a value that no server accepts
 is a ``UsageError``.
@@ -33,7 +33,7 @@ from tgis_server.words.close_words import find_close, or_list
 from tgis_server.words.control_characters import escape_controls
 
 LENGTH_FOR_PEOPLE = 256  # tokens of an answer on a terminal, unless another number is given
-MAX_SHOWN = 50  # characters of a wrong value in an error
+MAX_SHOWN = 50  # characters of an invalid value in an error
 YES, NO = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 
 LENGTH, SAMPLING, PENALTIES, TOKENS = "Length and end", "Sampling", "Penalties", "Tokens and probabilities"
@@ -46,7 +46,7 @@ def as_flag(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """How one parameter is written, and what it accepts."""
+    """How one parameter is written, and which values it accepts."""
 
     name: str  # in JSON and in a prompt loop; the flag has dashes
     kind: type  # int, float, bool, or str for a list of texts
@@ -54,20 +54,20 @@ class Parameter:
     help: str
     accepts: Range | None = None  # None: not a number
     metavar: str = "N"
-    has_negative: bool = False  # there is --no-NAME: without a flag the server decides
+    has_negative: bool = False  # --no-NAME exists; without either flag the server decides
 
     @property
     def flag(self) -> str:
         return as_flag(self.name)
 
     def parse(self, value: object, label: str) -> Any:
-        """The value of a text or of JSON.
+        """The value that a text or a JSON value stands for.
 
         Args:
-            label: what the person wrote, such as ``--top-k``, for the error.
+            label: what the user wrote, such as ``--top-k``, for the error.
 
         Raises:
-            UsageError: it is not in the range.
+            UsageError: the value is out of range.
         """
         if self.kind is bool:
             return parse_switch(value, label)
@@ -93,7 +93,9 @@ PARAMETERS: dict[str, Parameter] = {
             f"otherwise the server's {DEFAULT_MAX_NEW_TOKENS}.",
             Range(1, UINT32.high),
         ),
-        Parameter("min_new_tokens", int, LENGTH, "Ignore end tokens and stop sequences before this many.", UINT32),
+        Parameter(
+            "min_new_tokens", int, LENGTH, "Ignore end tokens and stop sequences for the first N tokens.", UINT32
+        ),
         Parameter(
             "stop",
             str,
@@ -113,7 +115,7 @@ PARAMETERS: dict[str, Parameter] = {
             "time_limit",
             float,
             LENGTH,
-            "End the answer after this time, waiting for a free place included.",
+            "End the answer after this time, which includes waiting to be scheduled.",
             Range(0.001, UINT32.high // 1000),
             metavar="SECONDS",
         ),
@@ -127,9 +129,21 @@ PARAMETERS: dict[str, Parameter] = {
             metavar="X",
         ),
         Parameter("top_k", int, SAMPLING, "Sample from the N likeliest tokens; 0: from all.", TOP_K),
-        Parameter("top_p", float, SAMPLING, "Sample from this share of the probability, up to 1.", TOP_P, metavar="X"),
         Parameter(
-            "typical_p", float, SAMPLING, "Sample from this share of typical tokens, up to 1.", TYPICAL_P, metavar="X"
+            "top_p",
+            float,
+            SAMPLING,
+            "Sample from the likeliest tokens with this total probability, up to 1.",
+            TOP_P,
+            metavar="X",
+        ),
+        Parameter(
+            "typical_p",
+            float,
+            SAMPLING,
+            "Sample from the most typical tokens with this total probability, up to 1.",
+            TYPICAL_P,
+            metavar="X",
         ),
         Parameter("seed", int, SAMPLING, "Make sampling reproducible.", UINT64),
         Parameter(
@@ -165,7 +179,7 @@ PARAMETERS: dict[str, Parameter] = {
 def find_parameter(name: str) -> Parameter:
     """
     Raises:
-        UsageError: there is none of this name.
+        UsageError: no parameter has this name.
     """
     known = PARAMETERS.get(name.replace("-", "_"))
     if known is None:
@@ -179,7 +193,7 @@ def to_number(value: object, kind: type) -> float | None:
     """An integer or, if ``kind`` is float, any number; ``None`` if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, str) and ("_" in value or not value.isascii()):  # Python's own spellings
+    if isinstance(value, str) and ("_" in value or not value.isascii()):  # spellings that only Python accepts
         return None
     try:
         if kind is int:
@@ -190,7 +204,7 @@ def to_number(value: object, kind: type) -> float | None:
 
 
 def to_float32(number: float) -> float:
-    """What the wire makes of it: a tiny number becomes 0, a huge one infinity. Integers stay as they are."""
+    """Convert a number as the wire does: a tiny one becomes 0, a huge one infinity. Integers stay as they are."""
     if isinstance(number, int):
         return number
     try:
@@ -209,7 +223,7 @@ def parse_switch(value: object, label: str) -> bool:
 
 
 def parse_stop_sequences(value: object, label: str) -> tuple[str, ...]:
-    """From a text, or a list of texts."""
+    """The stop sequences in one text or a list of texts."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise UsageError(f"{label} is {show(value)}, but must be a text or a list of texts.")

@@ -1,4 +1,4 @@
-"""The parameters of one generation request: from flags, JSON and settings to a message.
+"""The parameters of one generation request, read from flags, JSON and settings, and put into a message.
 
 What each of them accepts is in ``parameter_table.py``; the limits of a model are checked by its server. Protobuf is
 imported on first use.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Server(Protocol):
-    """What can be asked for a model's limits, such as a ``Client``."""
+    """Anything that reports a model's limits, such as a ``Client``."""
 
     def model_info(self) -> pb.ModelInfoResponse: ...
 
@@ -50,17 +50,17 @@ class Parameters:
 
     @classmethod
     def from_flags(cls, values: Mapping[str, Any]) -> Parameters:
-        """From the texts of flags by name; ``None`` and empty lists are flags that were not given.
+        """Parse flags, given by name; ``None`` and empty lists stand for flags that were not given.
 
         Raises:
-            UsageError: a value is out of range; it names the flag.
+            UsageError: a value is out of range; the message names the flag.
         """
         given = {name: value for name, value in values.items() if value is not None and value != []}
         parsed = {name: PARAMETERS[name].parse(value, PARAMETERS[name].flag) for name, value in given.items()}
         return cls(**parsed).checked(as_flag)
 
     def updated(self, values: Mapping[str, Any]) -> Parameters:
-        """With the values of a JSON object or of ``/set``; ``None`` removes one. Dashes in names are accepted.
+        """A copy with the values of a JSON object or of ``/set``; ``None`` unsets one. Dashes in names are accepted.
 
         Raises:
             UsageError: an unknown name, or a value that is out of range.
@@ -72,7 +72,7 @@ class Parameters:
         return dataclasses.replace(self, **parsed).checked()
 
     def with_setting(self, name: str, text: str) -> Parameters:
-        """With a value as it is typed after ``/set``; a stop sequence may be quoted as in JSON: ``"\\n"``.
+        """A copy with a value as typed after ``/set``; a stop sequence may be quoted as in JSON: ``"\\n"``.
 
         Raises:
             UsageError: an unknown name, or a value that is out of range.
@@ -86,10 +86,10 @@ class Parameters:
         return self.updated({name: value})
 
     def checked(self, setting: Callable[[str], str] = str) -> Parameters:
-        """These parameters, if they agree with each other.
+        """Return these parameters if they are consistent.
 
         Args:
-            setting: how a parameter is called where the person has set it; so it is in the methods below.
+            setting: gives the name under which the user sets a parameter; the same holds in the methods below.
 
         Raises:
             UsageError: they contradict each other.
@@ -108,13 +108,13 @@ class Parameters:
         return {name: value for name in PARAMETERS if (value := getattr(self, name)) is not None}
 
     def with_length_for_people(self, server: Server, setting: Callable[[str], str]) -> Parameters:
-        """With a length that suits a terminal, unless one is given: people read to the end of a text.
+        """A copy with a length that suits people, unless one is given: the server's default is only a few words.
 
         Args:
-            server: asked for its limit, only if that matters.
+            server: its limit is fetched only if it matters.
 
         Raises:
-            UsageError: the least number of tokens is above that limit.
+            UsageError: ``min_new_tokens`` is above that limit.
         """
         if self.max_new_tokens is not None:
             return self
@@ -126,7 +126,7 @@ class Parameters:
     def check_default_length(self, setting: Callable[[str], str]) -> None:
         """
         Raises:
-            UsageError: the least number of tokens is above the length that the server will choose.
+            UsageError: ``min_new_tokens`` is above the length that the server will choose.
         """
         if self.max_new_tokens is None and (self.min_new_tokens or 0) > DEFAULT_MAX_NEW_TOKENS:
             raise UsageError(
@@ -144,7 +144,7 @@ class Parameters:
 
     @property
     def wants_tokens(self) -> bool:
-        """Whether facts about single tokens are asked for."""
+        """Whether token details are requested."""
         return bool(self.logprobs or self.top_n or self.input_tokens)
 
     def to_request(self, text: str) -> pb.SingleGenerationRequest:

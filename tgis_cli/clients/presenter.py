@@ -1,4 +1,4 @@
-"""Shows one streamed answer: on a terminal for people, elsewhere as the bare text.
+"""Shows one streamed answer: laid out for people on a terminal, as bare text elsewhere.
 
 The only place that writes a model's text to a terminal: control characters in it are shown, not obeyed. Stateless
 between answers, so a prompt loop uses one presenter for all of them.
@@ -29,17 +29,17 @@ from tgis_server.words.control_characters import escape_controls
 if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
 
-MAX_PROMPT_LINES = 10  # of a longer prompt only the end is shown
+MAX_PROMPT_LINES = 10  # only the end of a longer prompt is shown
 
 
 @dataclass(frozen=True, slots=True)
 class Presenter:
-    """How answers are shown. ``Presenter.open`` finds out what the outputs are."""
+    """How answers are shown. ``Presenter.open`` detects what the outputs can do."""
 
     out: TextIO
     err: TextIO
     is_for_people: bool  # stdout is a terminal: prompt and answer, escaped
-    wraps: bool  # it obeys escape sequences: words are kept whole
+    wraps: bool  # stdout obeys escape sequences, so words are kept whole
     has_color: bool
     has_spinner: bool  # stderr is a capable terminal
     has_last_line: bool  # how long it took and how it ended, on stderr
@@ -55,9 +55,9 @@ class Presenter:
         verbose: bool = False,
         setting: Callable[[str], str] = as_flag,
     ) -> Presenter:
-        """For the outputs of this process, unless others are given.
+        """Make a presenter for the outputs of this process, unless others are given.
 
-        A last line is for people who read both outputs in one place; ``verbose`` asks for it anywhere.
+        The last line is for people who read both outputs in one place; ``verbose`` shows it anywhere.
         """
         out, err = out or sys.stdout, err or sys.stderr
         return cls(
@@ -75,14 +75,14 @@ class Presenter:
         """Show the answer as it comes, and return it.
 
         ``frames`` is closed at the end, which cancels an unfinished call.
-        Ctrl-C ends the answer, not the program: the answer so far comes back with ``was_interrupted``.
+        Ctrl-C ends the answer, not the program: the answer so far is returned with ``was_interrupted``.
 
         Args:
-            prompt: shown before the answer on a terminal; empty: nothing.
+            prompt: shown before the answer on a terminal, unless it is empty.
 
         Raises:
             RequestError: the server refused or failed; what came before is shown.
-            BrokenPipeError: nobody reads any more.
+            BrokenPipeError: nobody reads the output any more.
         """
         answer = Answer()
         writer = self._make_writer()
@@ -99,7 +99,7 @@ class Presenter:
         return answer
 
     def show_whole(self, heading: str, prompt: str, answer: Answer) -> None:
-        """Show an answer that is complete, below a heading."""
+        """Show a complete answer below a heading."""
         writer = self._make_writer()
         writer.write(f"{heading}\n", self._dim)
         self._write_prompt(prompt, writer)
@@ -109,7 +109,7 @@ class Presenter:
         writer.write("\n")
 
     def say(self, sentence: str) -> None:
-        """A remark on stderr, dimmed."""
+        """Print a dimmed remark on stderr."""
         writer = WordWriter(self.err, partial(get_width, self.err)) if self.has_spinner else BareWriter(self.err)
         writer.write(f"{sentence}\n", self._dim if self.has_spinner else "")
 
@@ -118,7 +118,7 @@ class Presenter:
     ) -> None:
         frames, colors = iter(frames), TokenColors()
         with self._make_spinner(writer):
-            accepted = list(islice(frames, 1))  # a call that is refused has no frame: its error stands alone
+            accepted = list(islice(frames, 1))  # a refused call has no frame: only its error is shown
         self._write_prompt(prompt, writer)
         with self._make_spinner(writer) as spinner:
             for frame in chain(accepted, frames):
@@ -141,7 +141,7 @@ class Presenter:
             writer.write(self._shorten(prompt), self._dim)
 
     def _show_tokens(self, answer: Answer, writer: Writer) -> None:
-        """What the text could not show of its tokens: the legend of the colours, or tables."""
+        """Show what the text alone cannot: the legend of its colours, or tables of its tokens."""
         is_colored = self.is_for_people and self.has_color
         if is_colored and answer.tokens:
             for text, color in make_legend():
@@ -165,7 +165,7 @@ class Presenter:
         return WordWriter(self.out, partial(get_width, self.out)) if self.wraps else BareWriter(self.out)
 
     def _make_spinner(self, writer: Writer) -> Spinner:
-        """At the cursor, wherever the prompt has left it; only where that is known."""
+        """A spinner at the cursor, where the prompt has left it; invisible if that place is unknown."""
         if not self.has_spinner:
             return Spinner(self.err, 0, 0)
         if not self.is_for_people:
@@ -174,7 +174,7 @@ class Presenter:
         return Spinner(self.err, writer.column, num_free, indent=" " if writer.column else "")
 
     def _shorten(self, prompt: str) -> str:
-        """The end of a long prompt, escaped: an answer continues it."""
+        """The end of a long prompt, escaped, because the answer continues there."""
         most = MAX_PROMPT_LINES * get_width(self.out)
         lines = escape_controls(prompt[-most:]).split("\n")
         shown = "\n".join(lines[-MAX_PROMPT_LINES:])
@@ -183,7 +183,7 @@ class Presenter:
 
 
 class BareWriter:
-    """Writes text as it is; knows whether the cursor is in a line."""
+    """Writes text unchanged, and tracks whether the cursor is within a line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,7 +1,7 @@
 """``tgis health``: query a server's health, over HTTP unless a URL asks for gRPC.
 
 Container platforms run it every few seconds, so it imports as little as possible: no part of the server, and not the
-framework of the other commands. gRPC is imported only to speak it.
+framework of the other commands. gRPC is imported only when it is used.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def pick_files(options: argparse.Namespace, address: Address) -> TlsFiles | None
     """The TLS files of the command line; ``None`` for plain text.
 
     Raises:
-        UsageError: there are some, and the address means plain text.
+        UsageError: files are given, but the address means plain text.
     """
     if not address.is_tls and not has_tls_options(options):
         return None
@@ -103,7 +103,7 @@ def pick_files(options: argparse.Namespace, address: Address) -> TlsFiles | None
 
 
 def explain(address: Address, files: TlsFiles | None, error: Exception, timeout_s: float) -> str:
-    """Why there is no answer. It is asked again only if it has answered somehow, so that no time is wasted."""
+    """Why there is no answer. The server is tried again only if it has responded at all, to waste no time."""
     from tgis_cli.clients.no_connection import explain_error, explain_no_connection
 
     if isinstance(error, ssl.SSLError | ConnectionResetError | http.client.HTTPException):
@@ -131,7 +131,7 @@ def fetch(connection: http.client.HTTPConnection, path: str, timeout_s: float) -
 
 
 def within(timeout_s: float, work: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
-    """Work in a thread, so that the timeout also covers name resolution and a slow body."""
+    """Run the work in a thread, so that the timeout also covers name resolution and a slow body."""
     answers: list[tuple[int, bytes] | Exception] = []
 
     def run() -> None:
@@ -163,7 +163,7 @@ class NamedConnection(http.client.HTTPSConnection):
 
 
 def make_connection(address: Address, files: TlsFiles | None) -> http.client.HTTPConnection:
-    """Without a CA nothing is verified: a probe sends no secrets.
+    """Make the connection. Without a CA nothing is verified, because a probe sends no secrets.
 
     Raises:
         UsageError: a file cannot be used.
@@ -197,14 +197,14 @@ def print_grpc_answer(probe: str, status: str, address: Address, *, as_json: boo
         print(json.dumps({"status": status}))
     elif is_healthy:
         print(ANSWERS[probe])
-    reason = f"The server at {address} is not {ANSWERS[probe]}: it says {status}; its HTTP port has the reason."
+    reason = f"The server at {address} is not {ANSWERS[probe]}: it reports {status}; its HTTP port gives the reason."
     return 0 if is_healthy else fail(reason)
 
 
 def fail(sentence: str, exit_code: int = 1, *, as_json: bool = False) -> int:
     """
     Args:
-        as_json: print the sentence as JSON too, as nothing else has been.
+        as_json: print the sentence as JSON too, because no other JSON has been printed.
     """
     if as_json:
         from tgis_cli.terminal.exits import print_failure
@@ -215,9 +215,9 @@ def fail(sentence: str, exit_code: int = 1, *, as_json: bool = False) -> int:
 
         print_sentence(f"tgis: {sentence}", sys.stderr)
     else:  # probes run often, and this needs no import
-        # Servers write some of it: whoever shows it must not have a terminal controlled by it.
+        # Parts of the sentence come from servers, which must not control the terminal that shows it.
         shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in sentence)
-        with contextlib.suppress(OSError):  # the exit code must do
+        with contextlib.suppress(OSError):  # then only the exit code is left
             print(f"tgis: {shown}", file=sys.stderr, flush=True)
     return exit_code
 
@@ -240,7 +240,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # for shell completion too
     "--probe": {"choices": tuple(ANSWERS), "default": "ready", "help": "What to check. [default: %(default)s]"},
     "--url": {
         "metavar": "URL",
-        "help": "Address of the server; grpc:// and grpcs:// ask the gRPC health service. [env: TGIS_URL; default: "
+        "help": "Address of the server; grpc:// and grpcs:// use the gRPC health service. [env: TGIS_URL; default: "
         "PORT, the running server, or http://127.0.0.1:3000]",
     },
     "--timeout": {

@@ -10,7 +10,7 @@ from tgis_server.errors import UsageError
 from tgis_server.words.close_words import find_close, or_list
 
 SLASH, QUOTES = "/", '"""'
-DEFAULT = "default"  # as a value of /set: no longer given
+DEFAULT = "default"  # as the value in /set: resets the parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def parse_command(line: str) -> Command | None:
     words = line.split(maxsplit=1) or [""]
     name = words[0].lower()
     name = OTHER_WORDS.get(name, name)
-    # With blanks before the slash it is a text, unless a command has been meant.
+    # A line with blanks before the slash is a text, unless the word is a command.
     is_command = line.startswith(SLASH) or name in NAMES
     if not is_command or line.startswith(2 * SLASH) or "\n" in line:
         return None
@@ -61,21 +61,21 @@ def parse_command(line: str) -> Command | None:
 
 
 def suggest(name: str) -> str:
-    """A command, or the setting that a parameter's name after the slash may have meant."""
+    """Suggest a command, or ``/set`` if a parameter's name follows the slash."""
     known = dict(zip(NAMES, NAMES, strict=True)) | {f"{SLASH}{each}": f"/set {each}" for each in PARAMETERS}
     if close := find_close(name, known):
         return f"did you mean {or_list([known[each] for each in close])}?"
-    return "/help lists the commands, and two slashes begin a text with one."
+    return "/help lists the commands; type two slashes to begin a text with one."
 
 
 def parse_setting(rest: str) -> tuple[str, str]:
-    """Name and value of ``/set``; ``top_k 5`` and ``top_k=5`` are the same. Without a value it is empty."""
+    """Name and value in ``/set``; ``top_k 5`` and ``top_k=5`` mean the same. A missing value is empty."""
     match = re.fullmatch(r"([^\s=]+)(?:\s*=\s*|\s+)?(.*)", rest, re.DOTALL)
     return (match[1], match[2]) if match else (rest, "")
 
 
 def complete_word(before: str, word: str) -> list[str]:
-    """What a word may become: a command at the start of the line, after ``/set`` a parameter or its value.
+    """Completions of a word: commands at the start of the line, parameters and their values after ``/set``.
 
     Args:
         before: the line up to the word.

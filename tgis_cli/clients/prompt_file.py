@@ -23,10 +23,10 @@ from tgis_server.errors import UsageError
 from tgis_server.host.regular_file import open_file_or_pipe
 from tgis_server.words.sizes import format_count
 
-MAX_NAMED = 5  # of the wrong lines
+MAX_NAMED = 5  # of the invalid lines
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 
-Check = Callable[[Parameters, Callable[[str], str]], None]  # also gets how a parameter is called; raises UsageError
+Check = Callable[[Parameters, Callable[[str], str]], None]  # also gets the name of a parameter; raises UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,17 @@ class Prompt:
     text: str
     parameters: Parameters
     line: int | None = None  # of the file, from 1
-    id: Any = None  # of a JSON line, to be given back
+    id: Any = None  # of a JSON line; returned with the answer
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFile:
-    """An open file whose lines are all correct."""
+    """An open file whose lines are all valid."""
 
     stream: BinaryIO
     name: str
     is_json: bool
-    common: Parameters  # of the command line; a JSON line may have others
+    common: Parameters  # from the command line; a JSON line may override them
     check: Check
     num_prompts: int = 0
 
@@ -58,7 +58,7 @@ class PromptFile:
             path: ``-`` is standard input.
 
         Raises:
-            UsageError: it cannot be read, is empty, or has wrong lines, which are named.
+            UsageError: the file cannot be read, is empty, or has invalid lines, which the message lists.
         """
         if not path:
             raise UsageError("--file is empty: give a file, or - for standard input.")
@@ -74,14 +74,14 @@ class PromptFile:
 
     @property
     def setting(self) -> Callable[[str], str]:
-        """How a parameter is called where it is set."""
+        """Gives the name under which a parameter is set in this file or for it."""
         return str if self.is_json else as_flag
 
     def count(self) -> int:
         """Read and check all lines.
 
         Raises:
-            UsageError: it has wrong lines or no prompts.
+            UsageError: the file has invalid lines or no prompts.
         """
         wrong: list[str] = []
         num_wrong = num_prompts = 0
@@ -132,7 +132,7 @@ class PromptFile:
 def parse_object(text: str, line: int, common: Parameters) -> Prompt:
     """
     Raises:
-        UsageError: it is not an object with a text and parameters in their ranges.
+        UsageError: the line is not an object with a text and valid parameters.
     """
     try:
         values = json.loads(text, parse_constant=refuse_constant)
@@ -157,7 +157,7 @@ def refuse_constant(name: str) -> NoReturn:
 def check_value(name: str, value: Any) -> None:
     """
     Raises:
-        UsageError: it cannot be sent as text, or given back as JSON.
+        UsageError: the value cannot be sent as text, or returned as JSON.
     """
     try:
         to_json_line({name: value}).encode()
@@ -170,14 +170,14 @@ def check_value(name: str, value: Any) -> None:
 
 
 def first_character(stream: BinaryIO, name: str) -> bytes:
-    """Of the first line that is not blank."""
+    """The first character of the first line that is not blank."""
     stream.seek(0)
     return next((line.lstrip(b"\xef\xbb\xbf \t")[:1] for line in read_lines(stream, name) if line.strip()), b"")
 
 
 @contextlib.contextmanager
 def open_twice_readable(path: str, name: str) -> Iterator[BinaryIO]:
-    """A file as it is; what can be read only once, such as a pipe, by way of a temporary file."""
+    """Open a file to be read twice; one that can be read only once, such as a pipe, is copied to a temporary file."""
     with contextlib.ExitStack() as stack:
         source = sys.stdin.buffer if path == STDIN else stack.enter_context(open_file_or_pipe(Path(path)))
         if path != STDIN and source.seekable():

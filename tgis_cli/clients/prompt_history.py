@@ -1,7 +1,7 @@
 """The lines that were typed in prompt loops, in a file of the user's state directory, oldest first.
 
 One entry is one line of the file, with line ends written as ``\\n``. Loops that run at the same time append to the same
-file. What cannot be read or written is left out without a word: prompts work without a history. Only a regular file is
+file. Errors in reading and writing are ignored, because prompts work without a history. Only a regular file is
 opened, since a named pipe would block.
 """
 
@@ -18,14 +18,14 @@ from tgis_server.host.regular_file import check_is_file, open_regular
 
 FILE = "history"
 MAX_ENTRIES = 1000
-MAX_ENTRY_CHARS = 20_000  # a longer text is not one that people look for with the arrow keys
-MAX_BYTES = 4 << 20  # that are read, from the end of the file
+MAX_ENTRY_CHARS = 20_000  # nobody looks for a longer text with the arrow keys
+MAX_BYTES = 4 << 20  # read from the end of the file
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 MEANINGS = {written: meant for meant, written in ESCAPES.items()}
 
 
 class PromptHistory:
-    """The file. Only this user can read it, since prompts are private."""
+    """The history file. Only this user can read it, because prompts are private."""
 
     def __init__(self, path: Path | None) -> None:
         """
@@ -41,7 +41,7 @@ class PromptHistory:
         return cls(state_dir / FILE if state_dir else None)
 
     def load(self) -> list[str]:
-        """The latest entries. A file that has become long is shortened to them."""
+        """Return the latest entries, and shorten a long file to them."""
         if self._path is None:
             return []
         try:
@@ -56,7 +56,7 @@ class PromptHistory:
         return entries
 
     def add(self, entry: str) -> bool:
-        """Append an entry; returns whether it is worth keeping: repeated and very long ones are not."""
+        """Append an entry, unless it repeats the last one or is very long; return whether it was worth keeping."""
         if entry == self._last or len(entry) > MAX_ENTRY_CHARS:
             return False
         self._last = entry
@@ -76,10 +76,10 @@ class PromptHistory:
 
 
 def read_last_lines(path: Path) -> tuple[list[str], bool]:
-    """The complete lines at the end of a file, and whether those are all.
+    """The complete lines at the end of a file, and whether they are all of its lines.
 
     Raises:
-        OSError: it cannot be read, or is not a regular file.
+        OSError: the file cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -90,14 +90,14 @@ def read_last_lines(path: Path) -> tuple[list[str], bool]:
 
 
 def is_entry(line: str) -> bool:
-    """Whether a line may be one that was typed here: no NUL, and not too long."""
+    """Whether a line can be an entry: it has no NUL and is not too long."""
     return "\0" not in line and len(line) <= 2 * MAX_ENTRY_CHARS
 
 
 def open_privately(path: str, flags: int) -> int:
     """
     Raises:
-        OSError: it is not a regular file, or cannot be opened.
+        OSError: the file is not a regular file, or cannot be opened.
     """
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
     try:
@@ -113,5 +113,5 @@ def escape(entry: str) -> str:
 
 
 def unescape(line: str) -> str:
-    """The entry of a line. A backslash that escapes nothing stands for itself."""
+    """The entry in a line of the file. A backslash that escapes nothing stands for itself."""
     return re.sub(r"\\[\\nr]", lambda match: MEANINGS[match[0]], line)

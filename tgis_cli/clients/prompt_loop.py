@@ -1,7 +1,7 @@
 """The loop of ``tgis generate`` and ``tgis run`` without a text: each line is a text that the model completes.
 
-It shows answers with the Presenter of both commands, on a terminal only. A failed answer is one sentence, and the loop
-goes on.
+It runs only on a terminal, and shows answers with the Presenter of both commands. After a failed answer, which is
+shown as one sentence, the loop goes on.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ if TYPE_CHECKING:
     from tgis_server.wire import generation_pb2 as pb
 
 PROMPT, MORE = ">>> ", "... "
-MAX_ECHO_CHARS = 60  # of a text that an answer goes on from
+MAX_ECHO_CHARS = 60  # shown of a text that an answer continues
 LEAVING = "Ctrl-D or /bye leaves."
 NOTHING_YET = "Type a text first."
 SAME_AGAIN = "The answer will be the same, because it is greedy: /set temperature 0.8 samples."
 
 
 def run_prompt_loop(client: Client, parameters: Parameters, presenter: Presenter, connector: Connector) -> None:
-    """Ask for texts and complete them until the person leaves.
+    """Ask for texts and complete them until the user leaves.
 
     Args:
-        client: connected; it is replaced when its server has gone away.
+        client: a connected client; it is replaced if its server goes away.
 
     Raises:
         Interrupted: SIGTERM or SIGHUP.
@@ -67,7 +67,7 @@ def run_prompt_loop(client: Client, parameters: Parameters, presenter: Presenter
 
 
 class Link:
-    """The connection. After it broke, the next use opens another one."""
+    """The connection to the server. If it breaks, the next use opens another one."""
 
     def __init__(self, client: Client, connector: Connector) -> None:
         self.client: Client | None = client
@@ -83,7 +83,7 @@ class Link:
     def get_client(self) -> Client:
         """
         Raises:
-            TgisError: the server is not back.
+            TgisError: the server has not come back.
         """
         if self.client is None:
             self._stack.close()
@@ -110,9 +110,9 @@ class PromptLoop:
         self._presenter = replace(presenter, setting=name_setting)
         self._lines = lines
         self._history = history
-        self._text = ""  # what was last completed
+        self._text = ""  # the text completed last
         self._answer = ""
-        self._has_begun = False  # the answer that was last asked for
+        self._has_begun = False  # whether the newest answer has begun to arrive
         self._actions = {
             "/continue": self._continue,
             "/retry": self._retry,
@@ -157,7 +157,7 @@ class PromptLoop:
         return line
 
     def _obey(self, line: str) -> bool:
-        """Complete the text, or do what the command says. Returns whether to go on."""
+        """Complete the text, or do what the command says; return whether to go on."""
         try:
             command = parse_command(line)
             if command is not None and command.name == "/bye":
@@ -181,7 +181,7 @@ class PromptLoop:
         if command.name == "/set":
             self._set(command.rest)
         elif command.rest:
-            raise UsageError(f"{command.name} takes nothing after it; two slashes begin a text with one.")
+            raise UsageError(f"{command.name} takes nothing after it; type two slashes to begin a text with one.")
         else:
             self._actions[command.name]()
 
@@ -197,7 +197,7 @@ class PromptLoop:
         except Unavailable:
             if not is_old or self._has_begun:
                 raise
-            # The connection broke since the last answer: the server may be back, and otherwise the reason is clearer.
+            # The connection broke after the last answer: the server may be back, and if not, a new attempt says why.
             self._link.note_loss()
             self._ask(text, text if echo is None else echo)
 
@@ -261,7 +261,7 @@ class PromptLoop:
     # -- output ---------------------------------------------------------------------------------------------------
 
     def _tell(self, sentence: str) -> None:
-        """A sentence where the answers are, because the loop makes sense only on a terminal."""
+        """Print a sentence to stdout, among the answers, because the loop runs only on a terminal."""
         lines = wrap(escape_controls(sentence), get_width(self._presenter.out))
         self._write("\n".join(lines) + "\n")
 
@@ -285,14 +285,14 @@ def is_closed(text: str) -> bool:
 
 
 def unquote(line: str) -> str:
-    """The text that a line means. Line ends next to quotes do not belong to it."""
+    """The text in a line, without its quotes and the line ends next to them, or without an extra slash."""
     if line.startswith(QUOTES):
         return line.rstrip().removeprefix(QUOTES).removesuffix(QUOTES).removeprefix("\n").removesuffix("\n")
     return line[1:] if line.startswith(2 * SLASH) else line
 
 
 def shorten(text: str) -> str:
-    """The end of a text, from the start of a word, to show where an answer goes on."""
+    """The end of a text, starting at a word, to show where an answer goes on."""
     line = text.rstrip("\n").rpartition("\n")[2]
     if len(line) <= MAX_ECHO_CHARS:
         return line
@@ -313,7 +313,7 @@ def describe_server(client: Client) -> str:
 
 
 def find_known(client: Client) -> RunningServer | None:
-    """The server of this user that a connection to this machine has reached: gRPC does not tell a model's name."""
+    """This user's running server at the client's address, for its model's name, which the gRPC API does not give."""
     from tgis_cli.clients.address import THIS_MACHINE, find_running_servers
 
     address = client.address
@@ -324,7 +324,7 @@ def find_known(client: Client) -> RunningServer | None:
 
 
 def describe_value(parameters: Parameters, parameter: Parameter) -> str:
-    """As it can be typed; empty if it is not given."""
+    """A parameter's value as it can be typed; empty if it is not set."""
     import json
 
     value = getattr(parameters, parameter.name)
@@ -337,7 +337,7 @@ def describe_value(parameters: Parameters, parameter: Parameter) -> str:
 
 
 def describe_parameter(parameter: Parameter) -> str:
-    """Its help, with other parameters as they are called here."""
+    """A parameter's help, in which other parameters have the names used here."""
     return re.sub(r"--([a-z][a-z-]+)", lambda flag: flag[1].replace("-", "_"), parameter.help)
 
 

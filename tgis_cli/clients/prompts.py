@@ -19,7 +19,7 @@ def read_prompt(words: Sequence[str], stdin: TextIO) -> str | None:
     """The words of the command line joined by spaces, with ``-`` replaced by standard input.
 
     Returns:
-        The text; ``None`` if there are no words and standard input is a terminal: nothing has been said yet.
+        The text; ``None`` if there are no words and standard input is a terminal: no text is given.
 
     Raises:
         UsageError: standard input is empty or not UTF-8, or a word is not.
@@ -32,7 +32,7 @@ def read_prompt(words: Sequence[str], stdin: TextIO) -> str | None:
 
 
 def read_stdin(stdin: TextIO) -> str:
-    """All of it, without the line end that ``echo`` adds."""
+    """All of standard input, without the line end that ``echo`` adds."""
     if is_terminal(stdin):
         print("Type the text; Ctrl-D on a line of its own ends it.", file=sys.stderr)
     text = decode(read_bytes(stdin.buffer), "Standard input")
@@ -44,7 +44,7 @@ def read_stdin(stdin: TextIO) -> str:
 def read_bytes(stream: BinaryIO) -> bytes:
     """
     Raises:
-        UsageError: it cannot be read, as when it is a directory, or has no end, as a device may.
+        UsageError: standard input cannot be read, as when it is a directory, or is too long or endless.
     """
     try:
         data = stream.read(MAX_TEXT_BYTES + 1)
@@ -58,7 +58,7 @@ def read_bytes(stream: BinaryIO) -> bytes:
 def read_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
     """
     Raises:
-        OSError: it cannot be read.
+        OSError: the stream cannot be read.
         UsageError: a line is too long for a text.
     """
     number = 0
@@ -70,10 +70,10 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def decode(data: bytes, name: str) -> str:
-    """UTF-8 as text, without a byte order mark.
+    """Decode UTF-8, without a byte order mark.
 
     Raises:
-        UsageError: it is not UTF-8.
+        UsageError: the bytes are not UTF-8.
     """
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode()

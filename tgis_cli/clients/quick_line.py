@@ -1,7 +1,7 @@
 """The command line of ``tgis generate`` without the framework of the other commands.
 
-That framework takes as long to import as a short answer takes to generate. This reader knows the same options, and only
-lines that are plainly right: it leaves mistakes, ``--help`` and whatever else it does not know to the framework.
+That framework takes as long to import as a short answer takes to generate. This parser has the same options, but
+accepts only lines that are plainly correct: it leaves mistakes, ``--help`` and anything else to the framework.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SWITCHES: dict[str, tuple[str, bool]] = {
 
 
 def run_quickly(arguments: Sequence[str]) -> None:
-    """Run the command and end the process; return only if the framework must read the line."""
+    """Run the command and end the process; return only if the framework must parse the line."""
     values = read_line(arguments)
     if values is None:
         return
@@ -54,7 +54,7 @@ def run_quickly(arguments: Sequence[str]) -> None:
 
 
 def read_line(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The values by name, as the framework would pass them; ``None``: it must read the line itself."""
+    """The values by name, as the framework would pass them; ``None`` if it must parse the line itself."""
     values: dict[str, Any] = {}
     words: list[str] = []
     rest = iter(arguments)
@@ -77,7 +77,7 @@ def read_line(arguments: Sequence[str]) -> dict[str, Any] | None:
 
 
 def put(values: dict[str, Any], name: str, text: str) -> bool:
-    """Keep a value; returns whether it is one."""
+    """Store a value; return whether it is valid, as far as this parser checks."""
     if name in PATHS:
         values[name] = Path(text)
     elif name in COUNTS:

@@ -1,7 +1,7 @@
-"""What running servers of this user are doing, as they say on the sockets in their run directories.
+"""What running servers of this user are doing, as reported on the sockets in their run directories.
 
-Those sockets answer whatever the public ports demand, and while the server starts. The question does not count as a
-sign of life of the launcher.
+Those sockets answer whatever TLS the public ports demand, and even while the server starts. A query does not count
+as a sign of life of the launcher.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class State(StrEnum):
     FAILED = "failed"
     SILENT = "no answer"
     FROZEN = "frozen"  # its launcher is stopped (SIGSTOP)
-    LOST = "run directory deleted"  # and so are the sockets on which it would answer
-    FOREIGN = "of another version"  # whose sockets may be others
+    LOST = "run directory deleted"  # with the sockets on which it would answer
+    FOREIGN = "of another version"  # its sockets may differ
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A server's state, with what belongs to it."""
+    """A server's state and its details."""
 
     state: State
     num_calls: int = 0  # in flight
-    phase: str = ""  # while it starts: of its shard that is furthest behind
-    share: float | None = None  # of the bytes of that phase that are done, if known
+    phase: str = ""  # while it starts: the phase of the shard that is furthest behind
+    share: float | None = None  # of that phase's bytes that are done, if known
     text: str = ""  # why it failed or does not serve
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Status:
 
 
 def ask_all(servers: Sequence[RunningServer]) -> list[Status]:
-    """Ask all at once, for at most a second or so."""
+    """Ask all servers at once; this takes about a second at most."""
     if not servers:
         return []
     with ThreadPoolExecutor(len(servers)) as pool:
@@ -91,7 +91,7 @@ def ask(server: RunningServer, timeout_s: float = TIMEOUT_S) -> Status:
 
 
 def ask_shards(server: RunningServer, timeout_s: float) -> Status:
-    """The phase that holds up the start, and how much of it all shards in it have done."""
+    """The phase that the start is waiting for, and the share of it that the shards in it have done."""
     from tgis_server.wire import shard_pb2 as pb
     from tgis_server.wire.shard_pb2_grpc import ShardStub
 
@@ -119,7 +119,7 @@ def read_cause(door: Path) -> str:
 
 
 def call(socket: Path, pick: Callable[[Any], Callable[..., Reply]], timeout_s: float) -> Reply | None:
-    """The answer of one process to a question about its health; ``None`` if there is none in time."""
+    """The answer of one process to a health query; ``None`` if it does not come in time."""
     import grpc
 
     from tgis_server.wire import shard_pb2 as pb

@@ -20,7 +20,7 @@ GAP = "  "
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One server and what was measured of it."""
+    """One server, its status and its memory."""
 
     server: RunningServer
     status: Status
@@ -79,7 +79,7 @@ def survey_servers() -> list[Row]:
 
 
 def format_age(seconds: float) -> str:
-    """``12s``, ``3m``, ``5h``, ``9d``: the largest unit of which there are at least two, but for seconds."""
+    """``12s``, ``3m``, ``5h``, ``9d``: the largest unit of which there are at least two, or seconds."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f}{unit}"
@@ -90,8 +90,8 @@ def describe_rows(rows: Sequence[Row], width: int | None) -> list[str]:
     """A line per server under a line of titles.
 
     Args:
-        width: of the terminal. A server whose line would be longer has its model on a line of its own, so that nothing
-            is cut. ``None``: lines may be of any length.
+        width: of the terminal, or ``None`` if lines may have any length. If a server's line would be longer, its
+            model is on a line of its own, so that nothing is cut.
     """
     table = [list(COLUMNS), *([escape_controls(cell) for cell in row.cells()] for row in rows)]
     widths = [max(len(cells[index]) for cells in table) for index in range(1, len(COLUMNS))]

@@ -1,6 +1,6 @@
-"""``tgis stop``: which servers are meant, and how they are ended.
+"""``tgis stop``: which servers to stop, and how.
 
-Only a launcher of this user gets a signal: immediately before, the process must still hold the lock of its run
+A signal goes only to a launcher of this user: immediately before, the process must still hold the lock of its run
 directory.
 """
 
@@ -20,7 +20,7 @@ from tgis_server.words.close_words import find_close, or_list
 from tgis_server.words.sizes import format_count
 
 POLL_S = 0.05
-QUIET_S = 1.0  # before the first word about a drain
+QUIET_S = 1.0  # before the first message about a drain
 REPORT_S = 0.5
 SLACK_S = 10.0  # beyond the longest drain, for ending the processes
 
@@ -29,10 +29,10 @@ Show = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """One server that should end."""
+    """One server that was told to stop."""
 
     server: RunningServer
-    seconds: float | None  # until it had ended; ``None``: it is still running
+    seconds: float | None  # until it ended; ``None``: it is still running
     num_calls: int = 0  # in flight when that was last known
 
     @property
@@ -45,10 +45,10 @@ class Stopped:
 
 
 def pick_servers(names: Sequence[str], running: Sequence[RunningServer], *, everything: bool) -> list[RunningServer]:
-    """The servers that are meant. Without a name the only one.
+    """The servers to stop: the only one if no name is given.
 
     Raises:
-        UsageError: a name is of no server or of several, or there are several and none is named.
+        UsageError: a name matches no server or several, or several are running and none is named.
         Unavailable: none is running.
     """
     if everything and names:
@@ -73,7 +73,7 @@ def pick_server(name: str, running: Sequence[RunningServer]) -> RunningServer:
         return matches[0]
     if matches:
         raise UsageError(f"Several servers are called {name}: {list_names(matches)}. Give the port or the pid of one.")
-    # Numbers resemble each other by chance.
+    # Not for numbers, which resemble each other by chance.
     close = find_close(name, (each for server in running for each in server.names if not each.isdecimal()))
     hint = f"did you mean {or_list(close)}?" if close else f"there {'are' if len(running) > 1 else 'is'} "
     raise UsageError(f"No server is called {name}; {hint if close else hint + list_names(running) + '.'}")
@@ -86,15 +86,15 @@ def list_names(servers: Iterable[RunningServer]) -> str:
 def stop_servers(
     servers: Sequence[RunningServer], timeout_s: float | None, show: Show, *, is_hurried: bool
 ) -> list[Stopped]:
-    """Ask all to end, and wait.
+    """Tell all servers to stop, and wait.
 
     Args:
         timeout_s: for each; ``None``: as long as its drain may take, and a little more.
-        show: called with what the wait is for, when that changes.
-        is_hurried: do not let them finish their calls.
+        show: called with what is being waited for, whenever that changes.
+        is_hurried: do not let the servers finish their calls.
 
     Raises:
-        Unavailable: a launcher is frozen, so that it cannot act on a signal. Nothing has been signalled then.
+        Unavailable: a launcher is frozen, so it cannot act on a signal. No server has been signalled then.
     """
     statuses = dict(zip(servers, ask_all(servers), strict=True))
     for server, status in statuses.items():
@@ -109,7 +109,7 @@ def stop_servers(
         if status.state is not State.DRAINING:
             terminate(server)
     if is_hurried:
-        time.sleep(2 * ECHO_S)  # the launcher takes an earlier signal for an echo of the first
+        time.sleep(2 * ECHO_S)  # the launcher would take an earlier signal for an echo of the first
         for server in servers:
             terminate(server)
     return wait_for_ends(servers, timeout_s, started_at, show)
@@ -125,7 +125,7 @@ def terminate(server: RunningServer) -> None:
 def wait_for_ends(
     servers: Sequence[RunningServer], timeout_s: float | None, started_at: float, show: Show
 ) -> list[Stopped]:
-    """Wait until each has ended or its time is up, and show drains that take long."""
+    """Wait until each server has ended or its time is up, and show drains that take long."""
     ended: dict[int, Stopped] = {}
     calls: dict[int, int] = {}
     next_report_at = started_at + QUIET_S

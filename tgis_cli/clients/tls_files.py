@@ -2,7 +2,7 @@
 
 Each file is read once, so it may be a pipe, such as ``<(vault read ...)``.
 
-`tgis health` uses it too, so it imports little.
+`tgis health` uses this module too, so it imports little.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, Protocol
 
     class HasTlsOptions(Protocol):
-        """The options, as a command has read them."""
+        """Parsed TLS options of a command line."""
 
         @property
         def ca(self) -> Path | None: ...
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         def tls_server_name(self) -> str | None: ...
 
 
-MAX_BYTES = 16 << 20  # many times what a bundle of all CAs has; /dev/zero has more
+MAX_BYTES = 16 << 20  # many times the size of a bundle of all CAs; an endless file is refused
 CERTIFICATE, PRIVATE_KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"
 
 # Where distributions keep the CAs that the system trusts.
@@ -43,14 +43,14 @@ SYSTEM_ROOTS = (
 
 
 class TlsFiles:
-    """Files and expected name of one connection. All are ``None`` if the system's roots and the host's name will do."""
+    """Files and expected name of one connection; all ``None`` if the system's CAs and the host's name suffice."""
 
     __slots__ = ("_contents", "ca", "cert", "key", "name")
 
     def __init__(self, ca: Path | None, cert: Path | None, key: Path | None, name: str | None) -> None:
         """
         Args:
-            key: ``None``: the file of the certificate has it too.
+            key: ``None`` if the certificate's file contains it too.
             name: that the server's certificate must be for; ``None``: the host's.
         """
         self.ca, self.cert, self.key, self.name = ca, cert, key, name
@@ -96,7 +96,7 @@ class TlsFiles:
         return self._ca_for_grpc(), self._read(self.key or self.cert, "--key"), self._read(self.cert, "--cert")
 
     def _ca_for_grpc(self) -> bytes | None:
-        """``None``: gRPC's own choice, which is not that of the system."""
+        """The CA for gRPC, which does not use the system's CAs by itself; ``None`` leaves the choice to gRPC."""
         if self.ca is not None:
             return self._read(self.ca, "--ca")
         roots = find_system_roots()
@@ -110,7 +110,9 @@ class TlsFiles:
 
         content = self._read(ca, "--ca")
         try:
-            context.load_verify_locations(cadata=content.decode("ascii", "ignore"))  # bundles have names in comments
+            context.load_verify_locations(
+                cadata=content.decode("ascii", "ignore")
+            )  # bundles have names in comments, not always in ASCII
         except ssl.SSLError:
             refuse(f"--ca {ca} has no certificate: it must be a PEM file ({CERTIFICATE.decode()}).")
 
@@ -168,13 +170,13 @@ def in_memory(content: bytes) -> Iterator[str]:
 
 
 def find_system_roots() -> str | None:
-    """The file with the CAs that the system trusts, or that the variable ``SSL_CERT_FILE`` names."""
+    """The file of CAs that the variable ``SSL_CERT_FILE`` names, or that the system trusts."""
     candidates = (os.environ.get("SSL_CERT_FILE", ""), *SYSTEM_ROOTS)
     return next((file for file in candidates if file and os.path.isfile(file)), None)
 
 
 def is_name(text: str) -> bool:
-    """Whether it can be the name of a host; Python's ssl refuses others with an error of its own."""
+    """Whether the text can be a host name; Python's ssl refuses others with an error of its own."""
     return (
         bool(text) and text[0] != "." and text.isascii() and not any(char.isspace() or char in "/[]" for char in text)
     )

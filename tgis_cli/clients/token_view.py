@@ -1,4 +1,4 @@
-"""How likely tokens were: as colours of the text on a terminal, and as tables."""
+"""How likely the tokens are: as colours of the text on a terminal, and as tables."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 
     from tgis_server.wire import generation_pb2 as pb
 
-# From likely to unlikely: at least this probability, its colour. Colours that terminals have had for forty years.
+# The least probability of each colour, from likely to unlikely. Every terminal has these colours.
 BANDS = ((0.9, "\x1b[32m"), (0.5, "\x1b[36m"), (0.1, "\x1b[33m"), (0.01, "\x1b[35m"), (0.0, "\x1b[31m"))
-# What stands for a space or a line end in a vocabulary's pieces.
+# Characters that stand for a space or a line end in a vocabulary's pieces.
 MARKS = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
 
 
 class TokenColors:
     """Colours the text of a stream by the tokens that it comes from.
 
-    Text may come later than its tokens, for instance while it could still become a stop sequence. It is given to the
-    tokens by their pieces as far as they agree with it; the rest is shown with the least likely of its tokens.
+    Text may come later than its tokens, for instance while it could still become a stop sequence. It is matched to
+    its tokens by their pieces as far as these agree with it; the rest gets the colour of the least likely of its
+    tokens.
     """
 
     def __init__(self) -> None:
-        self._pending: deque[tuple[str, float]] = deque()  # text to be expected, probability
+        self._pending: deque[tuple[str, float]] = deque()  # expected text, probability
         self._has_tokens = False
 
     def split(self, frame: pb.GenerationResponse) -> Iterator[tuple[str, str]]:

@@ -47,7 +47,7 @@ class Tokens:
 
 
 def tokenize_locally(texts: Iterable[str], model: str) -> Iterator[Tokens]:
-    """With the tokenizer of a directory or cached model."""
+    """Tokenize with the tokenizer of a directory or cached model."""
     from tgis_server.frontend.text import read_tokenizer
 
     cache_dir, _ = find_cache_dir(os.environ)
@@ -64,7 +64,7 @@ def warn(sentence: str) -> None:
 
 
 def tokenize_remotely(texts: Iterable[str], connection: Connection) -> Iterator[Tokens]:
-    """With a running server, one call per text."""
+    """Tokenize with a running server, one call per text."""
     with Client.connect(connection) as client:
         for text in texts:
             (response,) = client.tokenize([text])

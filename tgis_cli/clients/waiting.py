@@ -22,7 +22,7 @@ NO_SERVER_YET = "Waiting for a server at "
 
 @dataclass(slots=True)
 class Wait:
-    """Attempts until one succeeds. ``reason`` is why the last one did not."""
+    """Repeated attempts until one succeeds. ``reason`` says why the last one failed."""
 
     limit_s: float  # may be infinite
     sleep: Callable[[float], None] = time.sleep
@@ -32,10 +32,10 @@ class Wait:
     def connect(self, attempt: Callable[[], Client], tell: Callable[[str], None]) -> Client:
         """
         Args:
-            tell: gets the first reason.
+            tell: called with the first reason.
 
         Raises:
-            Unavailable: the time is over; with the last reason.
+            Unavailable: the time is over; the message gives the last reason.
         """
         started_at = self.clock()
         while True:
@@ -56,7 +56,7 @@ def connect_when_ready(connection: Connection, limit_s: float, presenter: Presen
 
     Raises:
         UsageError: the options cannot be used.
-        Unavailable: it is not ready within the limit.
+        Unavailable: the server is not ready within the limit.
     """
     with ExitStack() as stack:
 

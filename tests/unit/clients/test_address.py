@@ -205,7 +205,7 @@ def test_a_name_is_expected_only_if_the_certificate_is_not_for_the_address(names
         ("[nonsense]:1", "[nonsense]:1 is not HOST:PORT: '[nonsense]' is neither a name nor an address."),
         ("x[::1]:3", "x[::1]:3 is not HOST:PORT: 'x[::1]' is neither a name nor an address."),
         ("a b:1", "a b:1 is not HOST:PORT: 'a b' is neither a name nor an address."),
-        ("127.1:9001", "127.1:9001 is not HOST:PORT: 127.1 is not a whole IPv4 address, such as 127.0.0.1."),
+        ("127.1:9001", "127.1:9001 is not HOST:PORT: 127.1 is not a complete IPv4 address, such as 127.0.0.1."),
         (":", "':' is not HOST:PORT, such as 127.0.0.1:8033."),
         ("[::1", "[::1 has a bracket that is not closed: write [ADDRESS]:PORT, such as [::1]:8033."),
         ("unix:/tmp/x", "unix:/tmp/x is not HOST:PORT, such as 127.0.0.1:8033."),

@@ -59,7 +59,7 @@ def test_the_answer_follows_the_dimmed_prompt_and_a_dim_last_line_says_how_it_en
         (pb.MAX_TOKENS, {}, "cut at 2 tokens: --max-new-tokens"),
         (pb.STOP_SEQUENCE, {"stop_sequence": "\n\x1b"}, r'stopped at "\n\u001b"'),
         (pb.TIME_LIMIT, {}, "cut by the time limit: --time-limit"),
-        (pb.TOKEN_LIMIT, {}, "cut where the context is full"),
+        (pb.TOKEN_LIMIT, {}, "cut because the context is full"),
         (99, {}, "ended for a reason that this version does not know (99)"),
         (pb.MAX_TOKENS, {"seed": 17}, "seed 17 · cut at 2 tokens: --max-new-tokens"),
     ],

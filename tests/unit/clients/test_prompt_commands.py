@@ -43,7 +43,10 @@ def test_commands_are_understood_as_people_type_them(line: str, command: Command
         ("/sett top_k 5", "No such command: /sett; did you mean /set?"),
         ("/temperatur 0.5", "No such command: /temperatur; did you mean /set temperature?"),
         ("/top-k 5", "No such command: /top-k; did you mean /set top_k?"),
-        ("/usr/bin/env", "No such command: /usr/bin/env; /help lists the commands, and two slashes begin a text with"),
+        (
+            "/usr/bin/env",
+            "No such command: /usr/bin/env; /help lists the commands; type two slashes to begin a text with",
+        ),
     ],
 )
 def test_unknown_commands_get_a_suggestion(line: str, sentence: str):
