@@ -21,7 +21,7 @@ FILE_HELP = "Complete each line; a line of a .jsonl file is a JSON object with a
 MANY = "Several answers"
 
 Text = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help=TEXT_HELP, show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print each answer as a JSON object in a line.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print each answer as a JSON object on one line.")]
 File = Annotated[str | None, typer.Option(metavar="FILE", help=FILE_HELP, rich_help_panel=MANY)]
 Parallel = Annotated[
     int,
@@ -45,7 +45,7 @@ def generate(
     wait_timeout: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Like --wait, but not longer than this.")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print statistics on stderr in any case.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Always print statistics on stderr.")] = False,
     file: File = None,
     parallel: Parallel = 8,
     num_answers: NumAnswers = 1,

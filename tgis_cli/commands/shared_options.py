@@ -1,4 +1,4 @@
-"""Options that several commands about models have."""
+"""Options shared by the commands that work on models."""
 
 from __future__ import annotations
 

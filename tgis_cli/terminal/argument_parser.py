@@ -1,4 +1,4 @@
-"""Command lines parsed with argparse, for commands that must start fast: with the help and errors of all others.
+"""Command lines parsed with argparse, for commands that must start fast, with the same help and errors as all others.
 
 Imports nothing but argparse until there is help or an error to show.
 """
@@ -45,7 +45,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.end_with(explain_no_option(word.partition("=")[0], self.get_parameters(), self.prog))
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse, too, such as with ``argument --timeout: expected one argument``."""
+        """Also called by argparse, for example with ``argument --timeout: expected one argument``."""
         from tgis_cli.terminal.exits import point_to_help
 
         message = message.removeprefix("argument ").replace(": expected one argument", " needs a value")
@@ -82,10 +82,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class Parameter:
-    """An option of argparse as ``option_help`` and ``suggestions`` read those of Typer."""
+    """An option of argparse in the form in which ``option_help`` and ``suggestions`` read Typer's."""
 
     secondary_opts = ()
-    show_default = False  # the help says it
+    show_default = False  # the help text states it
     required = False
     hidden = False
 

@@ -1,4 +1,4 @@
-"""Functions from which Typer makes a command, for bodies that share options."""
+"""Builds the functions that Typer makes into commands, for bodies that share options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 def make_callback(
     command: Callable[..., None], body: Callable[..., None], parameters: Iterable[inspect.Parameter]
 ) -> Callable[..., None]:
-    """The command with the name and the help of a body, and with parameters that Typer reads.
+    """Give a command the name and the help of its body, and the parameters that Typer reads.
 
     Args:
         command: calls the body; it gets the values of the parameters by name.

@@ -41,7 +41,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def get_width(stream: TextIO) -> int:
-    """Columns of a terminal now; without one those of the variable COLUMNS, or 80."""
+    """The current columns of a terminal; without a terminal, those of the variable COLUMNS, or 80."""
     try:
         columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
@@ -51,13 +51,13 @@ def get_width(stream: TextIO) -> int:
 
 
 def find_width(stream: TextIO) -> int | None:
-    """Columns of a terminal now; ``None`` in a file or pipe, where lines stay whole."""
+    """The current columns of a terminal; ``None`` for a file or pipe, where lines stay whole."""
     return get_width(stream) if is_terminal(stream) else None
 
 
 def paint(text: str, code: str, *, is_colored: bool) -> str:
     """
     Args:
-        code: of ANSI, such as ``1;31`` for bold red.
+        code: an ANSI code, such as ``1;31`` for bold red.
     """
     return f"\x1b[{code}m{text}\x1b[0m" if is_colored else text

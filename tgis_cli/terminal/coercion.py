@@ -1,7 +1,7 @@
-"""Spares commands the validators of their framework, which take longer to build than most commands to run.
+"""Spares commands the validators of their framework, which take longer to build than most commands take to run.
 
 Typer 0.29 builds one with pydantic for each option, whether it is given or not: a tenth of a second. Texts, switches
-and defaults need none; numbers and paths that are given get theirs. Other versions of Typer are left alone.
+and defaults need none; given numbers and paths get theirs. Other versions of Typer are left alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import typer.core
 
 
 def spare_coercion() -> None:
-    """Replace how Typer's parameters of this process make values of what was given."""
+    """Change how Typer converts what was given into values, in this process."""
     parameter_type = getattr(typer.core, "_TyperParameter", None)
     original = getattr(parameter_type, "process_value", None)
     if parameter_type is None or original is None or not hasattr(parameter_type, "get_runtime_param"):

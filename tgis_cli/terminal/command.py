@@ -1,6 +1,6 @@
 """What every command of ``tgis`` has in common: how its options are read, and how its help looks.
 
-``command_table.py`` gives it to the commands as they are loaded; a command's own class derives from these.
+``command_table.py`` gives these classes to the commands as they are loaded; a command's own class derives from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tgis_cli.terminal.option_help import FACTS, describe_command, show_page
 from tgis_server.errors import UsageError
 from tgis_server.words.close_words import squeeze
 
-MAX_HINT = 70  # characters of a help that a shell shows
+MAX_HINT = 70  # characters of a help text that a shell shows
 HELP_NAMES = ["-h", "--help"]
 
 
@@ -46,7 +46,7 @@ class Command(Explained, TyperCommand):
 
 
 class Group(Explained, TyperGroup):
-    """A command that has commands."""
+    """A command with subcommands."""
 
     sections: ClassVar[dict[str, str]] = {}  # the title under which a command is listed, by name
 
@@ -63,7 +63,7 @@ class Group(Explained, TyperGroup):
 
 
 def shorten_helps(items: list[Any]) -> list[Any]:
-    """Completions with a help of one short line: some shells show it beside the word."""
+    """Completions whose help is one short line, because some shells show it beside the word."""
     for item in items:
         if item.help:
             item.help = textwrap.shorten(FACTS.sub("", item.help), MAX_HINT, placeholder=" ...")
@@ -71,7 +71,7 @@ def shorten_helps(items: list[Any]) -> list[Any]:
 
 
 def dress(app: typer.Typer) -> None:
-    """Let all commands and groups of an app that have no class of their own derive from ours."""
+    """Give our classes to all commands and groups of an app that have no class of their own."""
     for info in app.registered_commands:
         if info.cls in (None, TyperCommand):
             info.cls = Command
@@ -94,7 +94,7 @@ def errors_at(ctx: Any) -> Iterator[None]:
 def check_options(command: Any, ctx: Any, args: list[str]) -> None:
     """
     Raises:
-        UsageError: an option does not exist; the text names the one that was meant, as far as that can be known.
+        UsageError: an option does not exist; the message suggests the one that was probably meant, if any.
     """
     if ctx.resilient_parsing or ctx.ignore_unknown_options:
         return
@@ -108,7 +108,7 @@ def check_options(command: Any, ctx: Any, args: list[str]) -> None:
 
 
 def find_unknown(params: Mapping[str, Any], args: Sequence[str], *, is_group: bool) -> str | None:
-    """The first word that looks like an option and is none, without what follows ``=``.
+    """The first word that looks like an option but is not one, without what follows ``=``.
 
     A word such as ``-port`` counts even if ``-p`` exists and would take ``ort`` as its value.
 
@@ -136,7 +136,7 @@ def find_unknown(params: Mapping[str, Any], args: Sequence[str], *, is_group: bo
 
 
 def is_long_option(name: str, params: Mapping[str, Any]) -> bool:
-    """Whether a word with one dash, such as ``-port``, is the name of an option but for the second dash."""
+    """Whether a word with one dash, such as ``-port``, would be the name of an option with a second dash."""
     return any(flag[:2] == "--" and squeeze(flag) == squeeze(name) for flag in params)
 
 

@@ -8,14 +8,14 @@ from tgis_cli.terminal.help_page import Row
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "tgis": (
         ("tgis run", "Try the small demo model in a prompt loop."),
-        ("tgis download-weights HuggingFaceTB/SmolLM2-135M", "Get a model of the hub."),
+        ("tgis download-weights HuggingFaceTB/SmolLM2-135M", "Download a model from the hub."),
         ("tgis plan HuggingFaceTB/SmolLM2-135M", "See whether it runs here."),
         ("tgis launch HuggingFaceTB/SmolLM2-135M", "Serve it."),
-        ('tgis generate "Once upon a time"', "Ask it, in another terminal."),
+        ('tgis generate "Once upon a time"', "Query it from another terminal."),
     ),
     "tgis launch": (
         ("tgis launch", "Serve the demo model."),
-        ("tgis launch org/model --num-shard 2", "Serve a model of the cache on two GPUs."),
+        ("tgis launch org/model --num-shard 2", "Serve a model from the cache on two GPUs."),
         ("tgis launch ./my-model --port 3001 --grpc-port 8034", "Serve a directory on other ports."),
         ("tgis launch org/model --config tgis.toml", "Take options from a file."),
     ),
@@ -45,7 +45,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tgis health": (
         ("tgis health", "Exit code 0 if the server of this machine is ready."),
-        ("tgis health --probe live --timeout 5", "Whether it is alive, with more patience."),
+        ("tgis health --probe live --timeout 5", "Whether it is alive; wait up to 5 seconds."),
         ("tgis health --url https://host:3000 --ca ca.pem --json", "The whole answer of another server."),
     ),
     "tgis plan": (
@@ -81,7 +81,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("tgis unbundle model.tar --to ./my-model", "Put it into a directory instead."),
     ),
     "tgis convert-to-safetensors": (
-        ("tgis convert-to-safetensors org/model", "Convert a model of the cache."),
+        ("tgis convert-to-safetensors org/model", "Convert a model in the cache."),
         ("tgis convert-to-safetensors ./my-model", "Convert the files of a directory."),
     ),
     "tgis convert-to-fast-tokenizer": (
@@ -89,12 +89,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("tgis convert-to-fast-tokenizer ./my-model --output-path out", "Make it in another directory."),
     ),
     "tgis convert-to-onnx": (
-        ("tgis convert-to-onnx org/model ./model-onnx", "Export a model of the cache."),
+        ("tgis convert-to-onnx org/model ./model-onnx", "Export a model from the cache."),
         ("tgis convert-to-onnx ./my-model ./model-onnx --optimize", "Also optimize the graph."),
     ),
     "tgis migrate": (
         ("tgis migrate deployment.yaml", "Explain the settings of a manifest."),
-        ("kubectl kustomize overlays/prod | tgis migrate -", "Explain what kustomize makes."),
+        ("kubectl kustomize overlays/prod | tgis migrate -", "Explain what kustomize generates."),
         ("tgis migrate docker-compose.yml start.sh --json", "Several files, for scripts."),
     ),
     "tgis config": (
@@ -115,7 +115,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("tgis version --json", "The same for bug reports."),
     ),
     "text-generation-launcher": (
-        ("text-generation-launcher --model-name org/model --port 3000", "Serve a model of the cache."),
+        ("text-generation-launcher --model-name org/model --port 3000", "Serve a model from the cache."),
         ("MODEL_NAME=org/model text-generation-launcher", "The same, as in manifests."),
     ),
     "text-generation-server": (
@@ -123,7 +123,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("text-generation-server serve org/model tgis_native", "Serve it."),
     ),
     "text-generation-server serve": (
-        ("text-generation-server serve org/model tgis_native", "Serve a model of the cache."),
+        ("text-generation-server serve org/model tgis_native", "Serve a model from the cache."),
         ("text-generation-server serve org/model tgis_native --dtype float16", "With half precision."),
     ),
     "grpc_healthcheck": (

@@ -24,7 +24,7 @@ from tgis_server.errors import NotEnoughDevices, TgisError
 
 EXIT_UNEXPECTED = 1
 EXIT_BROKEN_PIPE = 141
-IS_TOLD = "is_told"  # set on an error that the command's own JSON has
+IS_TOLD = "is_told"  # set on an error that is in the command's own JSON
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def is_end(error: Exception) -> bool:
 
 
 def explain_error(error: Exception) -> tuple[str, int]:
-    """Why a command ended, and its exit code. Errors of the machine read like those of a server's processes."""
+    """Why a command ended, and its exit code. Errors of the machine are worded like those of a server's processes."""
     if isinstance(error, TgisError):
         return str(error), error.exit_code
     if hasattr(error, "format_message"):
@@ -109,7 +109,7 @@ def explain_error(error: Exception) -> tuple[str, int]:
 
 
 def explain_command_line(error: Any) -> str:
-    """The framework's error as a sentence, in the words of our own."""
+    """The framework's error as a sentence in our own wording."""
     from tgis_cli.terminal.option_help import describe_accepted, describe_names, write_usage
 
     ctx, param, message = error.ctx, getattr(error, "param", None), str(error.format_message())
@@ -156,14 +156,14 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
     told = {"event": "failed", "text": sentence} if command in PRINTS_EVENTS else {"error": sentence}
     try:
         print(json.dumps(told | {"exit_code": exit_code}), flush=True)
-    except OSError:  # no reader, or no space: the sentence must do
+    except OSError:  # no reader, or no space: only the sentence is left
         silence(sys.stdout)
 
 
 def prepare_streams() -> None:
     """Make printing safe with closed streams and with any locale."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed: a socket could get its number, and then what libraries print
+        if getattr(sys, name) is None:  # closed: a socket could get its number, and then receive what libraries print
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does by default

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# For this machine only, on free ports; one attempt; a log for people. Flags take precedence over the environment.
+# For this machine only, on free ports, without restarts, with a log for people. Flags override the environment.
 ALWAYS = {
     "host": "127.0.0.1",
     "grpc_port": "0",

@@ -1,7 +1,7 @@
 """A page of help as text: usage, what a command does, its options in sections, and examples.
 
-Knows nothing of the frameworks that parse command lines: ``option_help.py`` and ``argument_parser.py`` make the pages.
-Names stand in full, and every text is wrapped at words with a hanging indent.
+Independent of the frameworks that parse command lines: ``option_help.py`` and ``argument_parser.py`` make the pages.
+Names are never cut, and every text is wrapped between words with a hanging indent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tgis_server.words.layout import count_columns, wrap
 
 MAX_COLUMNS = 100  # longer lines are hard to read
 MIN_COLUMNS = 40
-NAMES_SHARE = 0.4  # of a line; longer names stand in a line of their own
+NAMES_SHARE = 0.4  # of a line; a longer name gets a line of its own
 GAP = 2
 BOLD, NAME, DIM, END = "\x1b[1m", "\x1b[1;36m", "\x1b[2m", "\x1b[0m"
 
@@ -35,7 +35,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class HelpPage:
-    """All that ``--help`` shows of a command."""
+    """Everything that ``--help`` shows about a command."""
 
     usage: str  # without ``Usage:``
     paragraphs: tuple[str, ...]
@@ -47,7 +47,7 @@ class HelpPage:
         """
         Args:
             width: columns.
-            is_styled: with boxes and colours; otherwise ASCII without escape sequences, as far as the texts are.
+            is_styled: with boxes and colours; otherwise without escape sequences, and in ASCII if the texts are.
         """
         width = max(MIN_COLUMNS, min(width, MAX_COLUMNS))
         lines = style(wrap(self.usage, width, first="Usage: "), BOLD if is_styled else "")
@@ -69,7 +69,7 @@ def plain(section: Section, width: int) -> Iterator[str]:
 
 
 def lay_out_examples(examples: Sequence[Row], width: int) -> Iterator[str]:
-    """Command lines as they can be copied, with what they do beside them or, if that does not fit, below."""
+    """Command lines, ready to be copied, with what they do beside them or, if that does not fit, below."""
     start = 2 + GAP + max(len(example.names) for example in examples)
     is_beside = start + max(len(example.text) for example in examples) <= width
     for example in examples:
@@ -92,7 +92,7 @@ def box(section: Section, width: int) -> Iterator[str]:
 
 
 def lay_out_rows(rows: Sequence[Row], width: int, *, is_styled: bool) -> Iterator[str]:
-    """Names in a column, texts beside them; a name that is too long for the column stands above its text."""
+    """Names in one column and texts beside them; a name that is too long for the column is above its text."""
     most = int(width * NAMES_SHARE)
     start = GAP + max((size for row in rows if (size := count_columns(row.names)) <= most), default=GAP)
     for row in rows:

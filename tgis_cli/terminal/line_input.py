@@ -1,7 +1,7 @@
-"""Lines that a person types, edited with readline where Python has it: history, Tab, pasted text in one piece.
+"""Lines that the user types, edited with readline where Python has it: history, Tab, pasted text in one piece.
 
-Ctrl-C is a signal, so it is handled here too: at a prompt it cancels the line, and otherwise only what is told to heed
-it. Knows nothing of what the lines mean.
+Ctrl-C is a signal, so it is handled here too: at a prompt it cancels the line, and elsewhere it interrupts only code
+that asks for that. What the lines mean is not known here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import termios
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-Complete = Callable[[str, str], list[str]]  # from what stands before the word, and the word, to what may replace it
+Complete = Callable[[str, str], list[str]]  # (text before the word, the word) -> what may replace the word
 
 BLANKS = " \t\n"
 BRACKETED_PASTE = "\x1b[?2004h"  # pasted text comes between marks
@@ -26,7 +26,7 @@ class LineCanceled(Exception):
     def __init__(self, text: str) -> None:
         """
         Args:
-            text: what had been typed; empty also if that is not known.
+            text: what was typed; empty also if that is unknown.
         """
         super().__init__(text)
         self.text = text
@@ -75,7 +75,7 @@ class LineInput:
         Raises:
             LineCanceled: Ctrl-C.
             EOFError: Ctrl-D in an empty line, or the terminal is gone.
-            UnicodeDecodeError: it is not valid text in this locale.
+            UnicodeDecodeError: the line is not valid text in this locale.
         """
         try:
             with self.heeding_ctrl_c(), self._suspendable(prompt):
@@ -84,7 +84,7 @@ class LineInput:
             raise EOFError from error
 
     def remember(self, entry: str) -> None:
-        """Offer it with the arrow keys from now on, if readline can hold it: not with a NUL or outside this locale."""
+        """Offer an entry with the arrow keys, unless readline cannot hold it: with a NUL, or outside this locale."""
         if self._readline:
             with contextlib.suppress(ValueError):
                 self._readline.add_history(entry)
@@ -96,7 +96,7 @@ class LineInput:
 
     @contextlib.contextmanager
     def _suspendable(self, prompt: str) -> Iterator[None]:
-        """Let Ctrl-Z suspend a prompt. Shells set the terminal as they like it then, so it is set back afterwards."""
+        """Let Ctrl-Z suspend a prompt. The shell then changes the terminal's settings: they are restored afterwards."""
         if self._readline is None or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
             yield
             return
@@ -135,7 +135,7 @@ class LineInput:
             self.remember(entry)
 
     def _get_match(self, word: str, index: int) -> str | None:
-        """For readline, which asks for one match after the other. An error here would be lost."""
+        """For readline, which asks for one match at a time. An error here would be lost."""
         if index == 0:
             before = self._readline.get_line_buffer()[: self._readline.get_begidx()]
             self._matches = self._complete(before, word)
@@ -143,7 +143,7 @@ class LineInput:
 
 
 def load_readline() -> Any:
-    """The module; ``None`` if this Python was built without it."""
+    """The readline module; ``None`` if this Python was built without it."""
     try:
         import readline
     except ImportError:

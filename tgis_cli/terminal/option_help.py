@@ -1,6 +1,6 @@
-"""The ``--help`` of every command, made from what its framework knows of it.
+"""The ``--help`` of every command, made from what its framework knows about it.
 
-``command.py`` gives it to the commands of Typer, ``argument_parser.py`` to those that start faster without it.
+``command.py`` uses it for Typer's commands, ``argument_parser.py`` for those that start faster without Typer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tgis_cli.terminal.examples import find_examples
 from tgis_cli.terminal.help_page import HelpPage, Row, Section
 
 ARGUMENTS, OPTIONS, COMMANDS = "Arguments", "Options", "Commands"
-FACTS = re.compile(r"\s*\[((?:env|default)[^\]]*)\]$")  # a help may end with some
+FACTS = re.compile(r"\s*\[((?:env|default)[^\]]*)\]$")  # a help text may end with facts
 PARAGRAPHS = re.compile(r"\n\s*\n")
 MAX_SUMMARY = 200  # characters
 TYPES = {int: "INT", float: "NUMBER", str: "TEXT"}
@@ -80,7 +80,7 @@ def name_argument(param: Any) -> str:
 
 
 def describe_parameter(param: Any) -> Row:
-    """Its names, what it does, and the facts: what the framework knows, or what the help itself ends with."""
+    """A parameter's names, what it does, and the facts: from the framework, or from the end of its help text."""
     text = str(getattr(param, "help", None) or "")
     found = FACTS.search(text)
     if found:
@@ -100,7 +100,7 @@ def describe_names(param: Any) -> str:
 
 
 def name_value(param: Any) -> str:
-    """``INT``, ``FILE`` or what else the value of an option is called; empty for a switch."""
+    """``INT``, ``FILE`` or another name for an option's value; empty for a switch."""
     if getattr(param, "is_flag", False):
         return ""
     kind = getattr(getattr(param, "type_descriptor", None), "annotation", str)
@@ -116,14 +116,14 @@ def describe_range(param: Any) -> str:
 
 
 def describe_accepted(param: Any) -> str:
-    """``an integer from 1 to 64``; empty for what is no number."""
+    """``an integer from 1 to 64``; empty if it is not a number."""
     kinds = str(getattr(getattr(param, "type_descriptor", None), "annotation", ""))
     noun = "an integer" if "int" in kinds else "a number" if "float" in kinds else ""
     return f"{noun} {describe_range(param)}".rstrip() if noun else ""
 
 
 def list_facts(param: Any) -> Iterator[str]:
-    """The range and the default of an option, unless it has none or they go without saying."""
+    """The range and the default of an option, if it has them and they are not obvious."""
     if accepted := describe_range(param).removeprefix("of "):
         yield accepted
     shown, default = getattr(param, "show_default", False), param.default

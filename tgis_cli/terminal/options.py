@@ -38,8 +38,8 @@ def with_serve_options(
     Args:
         body: called as ``body(flags, config_file, **own)``; parameters after the second are its own.
         positional_model: help of the model as the first argument; ``None``: it is an option only.
-        only: the names of the options; ``None``: all. Without ``model_name`` no flag has the model.
-        complete_model: the names that a shell may offer for the start of a model's.
+        only: the names of the options; ``None``: all. Without ``model_name`` no flag takes the model.
+        complete_model: gives the names that a shell may offer for the start of a model's name.
     """
     offered = [option for option in options() if only is None or option.name in only]
     own = list(inspect.signature(body, eval_str=True).parameters.values())[2:]
@@ -84,7 +84,7 @@ def to_parameter(option: Option, text: str | None = None) -> inspect.Parameter:
     """An option as Typer sees it: a text, or a pair of flags for a boolean.
 
     Args:
-        text: in place of its help and default.
+        text: replaces its help and default.
     """
     is_switch = option.type is bool and not option.opt.takes_value
     negative = f"/--no-{option.name.replace('_', '-')}" if is_switch else ""

@@ -1,6 +1,6 @@
 """Progress of long-running commands, in bytes: a bar on a terminal, else a line every few seconds, events for scripts.
 
-It goes to stderr, so that stdout carries only the result; JSON events are the result and go to stdout. The server's
+Progress goes to stderr, because stdout is for the result; JSON events are the result and go to stdout. The server's
 startup is shown by ``relay/terminal.py`` instead.
 """
 
@@ -51,7 +51,7 @@ class Progress:
         self._shown_at = clock()
 
     def add_done(self, num_bytes: int) -> None:
-        """Count bytes that were already there, without effect on the rate."""
+        """Count bytes that were already there, without affecting the rate."""
         self.done_bytes += num_bytes
 
     def advance(self, num_bytes: int) -> None:
@@ -136,7 +136,7 @@ class JsonProgress(Progress):
 class BarProgress(Progress):
     """For a terminal; sentences appear above the bar.
 
-    The bar is redrawn in the cursor's line and changes no terminal state, so that a killed process leaves nothing to
+    The bar is redrawn on the cursor's line and changes no terminal state, so a killed process leaves nothing to
     clean up.
     """
 
@@ -171,7 +171,7 @@ class BarProgress(Progress):
 
 @contextlib.contextmanager
 def show_progress(action: str, total_bytes: int, *, as_json: bool) -> Iterator[Progress]:
-    """Show a bar, lines or events, whatever fits the output, until the block ends."""
+    """Show a bar, lines or events, whichever suits the output, until the block ends."""
     progress: Progress
     if as_json:
         progress = JsonProgress(action, total_bytes, sys.stdout)

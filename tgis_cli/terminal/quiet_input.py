@@ -1,4 +1,4 @@
-"""A terminal that does not show what is typed, as long as a command writes there and reads nothing.
+"""Keeps a terminal from showing what is typed while a command writes there and reads nothing.
 
 What is typed stays in the terminal's input, for the next prompt or for the shell.
 """
@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from tgis_cli.terminal.capabilities import is_terminal
 
 LOCAL_MODES = 3  # among the attributes of a terminal
-# With their default effect they would end or suspend this process, and leave the terminal as it is.
+# With their default effect they would end or suspend this process, and leave the echo off.
 ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
 
 
@@ -51,11 +51,11 @@ def quiet_input(output: TextIO) -> Iterator[None]:
 
 
 class EchoSwitch:
-    """The echo of the terminal behind a stream. A terminal that is gone, or in use by another job, is let alone."""
+    """The echo of the terminal behind a stream. A terminal that is gone, or in use by another job, is left alone."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._before: list[Any] | None = None  # its attributes; None: the echo is as it was
+        self._before: list[Any] | None = None  # its attributes; None: the echo is unchanged
 
     def switch_off(self) -> None:
         with contextlib.suppress(OSError, ValueError, termios.error):

@@ -9,7 +9,7 @@ from tgis_server.words.layout import wrap
 
 
 def print_sentence(sentence: str, stream: TextIO) -> None:
-    """Print it on lines of its own. Control characters in it are shown, not obeyed."""
+    """Print a sentence on lines of its own. Control characters in it are shown, not obeyed."""
     print(fit_sentence(sentence, stream), file=stream, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A sign of life while a command waits: shown only if the wait is long, and gone without a trace."""
+"""A sign of life while a command waits: shown only if the wait is long, and erased afterwards."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tgis_server.words.control_characters import escape_controls
 
 DELAY_S = 0.3  # a faster answer shows no spinner
 EVERY_S = 0.1
-SECONDS_AFTER_S = 2.0  # from then on it says how long the wait has been
+SECONDS_AFTER_S = 2.0  # from then on it shows how long the wait has been
 TURNS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 MARGIN = 3  # columns that stay free: for the cursor, and for ^C
 PLAIN_TURNS = "|/-\\"  # where the others cannot be encoded
 
 
 class Spinner:
-    """Turns at the cursor's place in a thread, until it is stopped. Nobody else may write in the meantime."""
+    """Turns at the cursor, in a thread, until it is stopped. Nothing else may write in the meantime."""
 
     def __init__(
         self, stream: TextIO, column: int, num_free: int, describe: Callable[[], str] = str, *, indent: str = ""
@@ -28,11 +28,11 @@ class Spinner:
         Args:
             column: of the cursor, from 0.
             num_free: columns from the cursor to the right edge; with too few nothing is shown.
-            describe: what is waited for, asked at every turn.
-            indent: keeps it apart from text to its left.
+            describe: says what is being waited for; called at every turn.
+            indent: separates the spinner from the text to its left.
         """
         self._stream = stream
-        self._back = f"\x1b[{column + 1}G"  # in absolute terms, because the terminal may show Ctrl-C as ^C
+        self._back = f"\x1b[{column + 1}G"  # absolute, because the terminal may show Ctrl-C as ^C
         self._num_shown = num_free - MARGIN
         self._describe = describe
         self._indent = indent

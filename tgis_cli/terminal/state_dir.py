@@ -1,4 +1,4 @@
-"""Where commands keep what outlives them but is no cache: the history of prompts, the logs of `tgis run`."""
+"""Where commands keep what outlives them but is not a cache: the history of prompts, the logs of `tgis run`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_private_dir(directory: Path) -> None:
     """Make the directory, and its parents, for this user only.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the directory cannot be made.
     """
     for each in reversed([directory, *directory.parents]):
         if not each.exists():

@@ -1,4 +1,4 @@
-"""One line that is written again and again while a command works, and disappears in the end."""
+"""One line that is rewritten while a command works, and erased at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ EVERY_S = 0.1
 
 
 class StatusLine:
-    """On a terminal that obeys escape sequences; elsewhere each change is a line. Clear it before other output."""
+    """Changes in place on a terminal that obeys escape sequences; elsewhere each change is a new line.
+
+    Clear it before other output.
+    """
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class StatusLine:
     ) -> None:
         """
         Args:
-            elsewhere_every_s: the least time between lines where they cannot be cleared; infinite: there are none.
+            elsewhere_every_s: the least time between lines where they cannot be cleared; if infinite, none are written.
         """
         self._stream = stream
         self.is_live = is_capable(stream, environ)  # the line changes in its place
@@ -38,7 +41,7 @@ class StatusLine:
         self._text = ""
 
     def show(self, describe: Callable[[], str]) -> None:
-        """Write the line, unless that was done a short time ago."""
+        """Write the line, unless it was written a short time ago."""
         now = self._clock()
         if self._every_s == math.inf or now - self._written_at < self._every_s:
             return

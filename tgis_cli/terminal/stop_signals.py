@@ -1,6 +1,6 @@
 """SIGTERM, SIGINT and SIGHUP for all commands but ``launch``, which has ``supervisor/signals.py``.
 
-The exit code is that with which shells report a death by the signal: 143, 130 and 129.
+The exit code is the one with which shells report death by the signal: 143, 130 and 129.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tgis_server.errors import TgisError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-# `timeout` and some init systems signal a process and then its group: a repeat within this time is no second request.
+# `timeout` and some init systems signal a process, then its group: a repeat within this time is not a second request.
 ECHO_S = 0.2
 
 on_stop: list[Callable[[signal.Signals], None]] = []  # how to stop the work; empty: by an exception
@@ -28,7 +28,7 @@ class Interrupted(TgisError):
     def __init__(self, number: signal.Signals, rest: str = "") -> None:
         """
         Args:
-            rest: of the sentence, such as what is kept.
+            rest: the rest of the sentence, such as what is kept.
         """
         super().__init__(f"Stopped by {number.name}{f': {rest}' if rest else '.'}")
         self.exit_code = 128 + number  # type: ignore[misc]  # of the class otherwise
@@ -43,7 +43,7 @@ def heeded_signals() -> list[signal.Signals]:
 def interrupted_by_signals() -> Iterator[None]:
     """Make the first stop signal end the block like an error, so that it can clean up.
 
-    An echo of the signal is ignored; a later one has its previous effect.
+    An echo of the signal is ignored; a later signal has its usual effect.
 
     Raises:
         Interrupted: a stop signal came.
@@ -78,17 +78,17 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 class StopRequested(BaseException):
-    """Not caught by what handles errors or Ctrl-C."""
+    """Not caught by handlers of errors or of Ctrl-C."""
 
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the block, in which Ctrl-C may mean something else. More of them are ignored then.
+    """Make SIGTERM and SIGHUP end the block, in which Ctrl-C may mean something else. Later signals are ignored.
 
-    Only the main thread has signals; in another one nothing changes.
+    Python handles signals only in the main thread; in other threads this does nothing.
 
     Raises:
-        Interrupted: one of them came. Errors that follow from it, such as of a terminal that is gone, do not count.
+        Interrupted: one of them came. It replaces errors that it causes, such as those of a closed terminal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

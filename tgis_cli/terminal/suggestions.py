@@ -1,6 +1,6 @@
-"""What a person meant by a command, option or value that does not exist: the same sentences for every command.
+"""What the user may have meant by a command, option or value that does not exist, in one wording for all commands.
 
-Only what is close is suggested (see ``close_words``), or what the same thing is called here.
+Suggestions are close words (see ``close_words``), or the names that other programs' commands and options have here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from tgis_server.words.close_words import find_close, or_list, squeeze
 
-# What other programs call a command: the first that exists is meant.
+# What other programs call a command. Of several, the first that exists is suggested.
 OTHER_COMMANDS = {
     **dict.fromkeys(("serve", "start", "up", "server", "launcher"), ("launch",)),
     **dict.fromkeys(("try", "demo"), ("run", "launch")),
@@ -32,8 +32,8 @@ OTHER_COMMANDS = {
     **dict.fromkeys(("completion", "completions", "autocomplete"), ("--install-completion",)),
 }
 
-# What other programs call an option, or what it is called in another command: the first that the command has is meant.
-# A name without dashes is an argument. Spelling does not matter.
+# What other programs, or other commands here, call an option. Of several, the first that the command has is
+# suggested. A name without dashes is an argument. Spelling does not matter.
 OTHER_OPTIONS = {
     "port": ("--url",),
     "grpcport": ("--url",),
@@ -76,7 +76,7 @@ OTHER_OPTIONS = {
     "numanswers": ("-n",),
 }
 
-# What other programs' clients need to be told
+# Options that clients of other programs need
 SUPERFLUOUS = {
     "model": "leave it out: a server has only one model.",
     "stream": "leave it out: answers are shown as they are generated.",
@@ -85,7 +85,7 @@ SUPERFLUOUS = {
 MOST_LISTED = 6  # commands in a sentence
 ROOT_OPTIONS = ("--debug", "--version", "--install-completion", "--show-completion")  # of `tgis` itself
 
-# A text in the place of an option needs the mark that ends the options.
+# A text that looks like an option needs the mark that ends the options.
 END_OF_OPTIONS = "if it is meant as a text, write `--` before it."
 
 
@@ -130,9 +130,9 @@ def explain_no_option(word: str, params: Mapping[str, Any], command: str, comman
 
 
 def find_option(word: str, values: Mapping[str, str], hidden: set[str], command: str) -> list[str] | str | None:
-    """The option as it is spelt, or what to give instead; ``None`` if neither is known for certain."""
+    """The option in its correct spelling, or what to give instead; ``None`` if neither is certain."""
     if word in ROOT_OPTIONS and command.startswith("tgis "):
-        return f"it stands before the command: `tgis {word} ...`."
+        return f"it goes before the command: `tgis {word} ...`."
     same = [name for name in values if name[:2] == "--" and squeeze(name) == squeeze(word)]
     if same:
         return same
@@ -151,7 +151,7 @@ def write_no_option(word: str, found: list[str] | str | None, where: str | None,
     if isinstance(found, str):
         return f"{start}; {found}"
     if where and command == "tgis":
-        return f"{start}; it stands after the command: `tgis COMMAND {word}`."
+        return f"{start}; it goes after the command: `tgis COMMAND {word}`."
     if where and command == "tgis run" and (ways := name_ways_in_run(word)):
         return f"{start}; {ways}."
     if where:
@@ -164,7 +164,7 @@ def write_no_option(word: str, found: list[str] | str | None, where: str | None,
 
 
 def name_ways_in_run(flag: str) -> str:
-    """How an option of `tgis launch` is set for `tgis run`; empty if it is not one, or is always the same there."""
+    """How an option of `tgis launch` is set for `tgis run`; empty if there is no such option, or its value is fixed."""
     from tgis_cli.terminal.fixed_in_run import FIXED_IN_RUN
     from tgis_server.options import options
 
@@ -195,7 +195,7 @@ def find_command_with(word: str, command: str) -> str | None:
 
     if word[:2] != "--":
         return None
-    for name in sorted(COMMANDS, key=lambda name: f"tgis {name}" != command):  # first what is below this group
+    for name in sorted(COMMANDS, key=lambda name: f"tgis {name}" != command):  # this group's own commands first
         loaded = load_command(name)
         for title, each in (
             (name, loaded),

@@ -1,7 +1,7 @@
 """Sentences and tables on stdout: as wide as the terminal; in a pipe, lines stay whole.
 
-Control characters in them, such as in a model's name, are made visible here, so that no caller can forget it. Text that
-is styled already (rich's ``Text``) is the exception.
+Control characters in them, such as in a model's name, are made visible here, so that no caller can forget to. The
+exception is text that is already styled (rich's ``Text``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def make_table(title: str | None = None) -> Table:
 
 
 def print_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
-    """One below the other, with a blank line between them and no spaces at the ends of lines."""
+    """Print tables one below the other, with a blank line between them and no spaces at the ends of lines."""
     console = open_console(stream)
     with console.capture() as capture:
         for table in tables:

@@ -17,15 +17,15 @@ TAB_COLUMNS = 8
 
 
 class WordWriter:
-    """Writes to a terminal that obeys escape sequences, and knows the cursor's column.
+    """Writes to a terminal that obeys escape sequences, and tracks the cursor's column.
 
-    The text must have no control characters but tabs and line ends. Nobody else may move the cursor.
+    The text must have no control characters but tabs and line ends. Nothing else may move the cursor.
     """
 
     def __init__(self, stream: TextIO, get_width: Callable[[], int]) -> None:
         """
         Args:
-            get_width: the terminal's columns now; asked at every write, because people resize windows.
+            get_width: the terminal's current number of columns; called at every write, because windows are resized.
         """
         self._stream = stream
         self._get_width = get_width
@@ -43,7 +43,7 @@ class WordWriter:
     def write(self, text: str, style: str = "") -> None:
         """
         Args:
-            style: an SGR sequence for this text; empty: as the terminal is.
+            style: an SGR sequence for this text; empty for the terminal's own style.
         """
         if (width := self._get_width()) != self._width:
             self._resize(width)
@@ -56,7 +56,7 @@ class WordWriter:
         self._stream.flush()
 
     def end_line(self) -> None:
-        """Move to the start of a line, unless the cursor is there."""
+        """Move to the start of a line, unless the cursor is already there."""
         if self.column or self._is_break_due:
             self.write("\n")
 
@@ -111,14 +111,14 @@ class WordWriter:
         self._word, self._word_start = "", None
 
     def _move_word(self, character: str, width: int) -> str:
-        """Write the word again on the next line: it does not fit."""
+        """Write the word again on the next line, because it does not fit."""
         assert self._word_start, "only a word that starts within a line can move"
         self.column = self.column - self._word_start + width
         self._word_start = 0
         return RESTORE_CURSOR + ERASE_REST + "\n" + self._word + character
 
     def _resize(self, width: int) -> None:
-        """The terminal has rewrapped its lines, and what it saved of the cursor may be wrong: the word stays."""
+        """Leave the word where it is: the terminal has rewrapped its lines, and its saved cursor may be wrong."""
         if self.column > width:
             self.column %= width
         if self._word_start:
