@@ -30,7 +30,7 @@ KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevi
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """The command line of `tgis launch`, as it is read: flags by option name, as text or a switch."""
+    """The command line of `tgis launch`, parsed: flags by option name, as text or a switch."""
 
     flags: Mapping[str, str | bool | None]
     config_file: Path | None = None
@@ -53,11 +53,11 @@ class Launcher:
     def start(
         cls, options: LaunchOptions, environ: Mapping[str, str], log: RunLog, echo: TextIO | None
     ) -> Iterator[Launcher]:
-        """Start it, and stop it at the end of the block. Must be called in the main thread.
+        """Start the launcher, and stop it at the end of the block. Must be called in the main thread.
 
         Args:
-            echo: an output of this process, on which it shows all lines as `tgis launch --verbose` does; the log then
-                gets a copy, in place of a log file of the person's own.
+            echo: an output of this process, on which the launcher shows all lines as `tgis launch --verbose` does;
+                the log then gets a copy, instead of a log file that the user has set.
         """
         with tempfile.TemporaryFile() as cause:
             flags = {**options.flags, **ALWAYS, "termination_log": f"/proc/self/fd/{cause.fileno()}"}
@@ -90,10 +90,10 @@ class Launcher:
     def check(self, within_s: float = 0.0) -> None:
         """
         Args:
-            within_s: how long to wait for its end.
+            within_s: how long to wait for the launcher to end.
 
         Raises:
-            TgisError: it has ended; with its own sentence and exit code.
+            TgisError: the launcher has ended; the error has its sentence and exit code.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(within_s)
@@ -102,7 +102,7 @@ class Launcher:
         raise KINDS.get(self._process.returncode, GroupFailed)(self._read_cause())
 
     def stop(self) -> None:
-        """End it and wait: it stops its processes and removes its run directory."""
+        """Stop the launcher, and wait while it stops its processes and removes its run directory."""
         for number, patience_s in ENDINGS:
             if self._process.poll() is None:
                 self._process.send_signal(number)

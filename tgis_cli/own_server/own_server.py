@@ -25,23 +25,23 @@ END_S = 3.0  # for a launcher to end after its server has become unavailable
 class OwnServer:
     """A ``Connector`` to a server that it launches."""
 
-    model: str  # as it is shown while it starts
+    model: str  # as shown while the server starts
     options: LaunchOptions
     environ: Mapping[str, str]
     err: TextIO
     shows_log: bool  # all lines of the launcher, instead of one line of progress
-    explain_model: Callable[[str], str] = str  # from the sentence for a model that cannot be served to a better one
+    explain_model: Callable[[str], str] = str  # improves the sentence for a model that cannot be served
     launcher: Launcher | None = None
     log: RunLog | None = None
-    has_processes: bool = False  # so that the log says more than the launcher's last sentence
-    is_log_known: bool = False  # to the person
+    has_processes: bool = False  # then the log says more than the launcher's last sentence
+    is_log_known: bool = False  # to the user
     is_log_needed: bool = True
 
     @contextmanager
     def connect(self) -> Iterator[Client]:
         """
         Raises:
-            TgisError: the server could not start, or has ended before its time; the sentence names the log.
+            TgisError: the server could not start, or ended early; the message names the log.
         """
         self.log = RunLog.open(self.environ)
         echo = self.err if self.shows_log else None
@@ -59,7 +59,7 @@ class OwnServer:
         self._check_launcher()
         assert self.launcher is not None, "the first connection has started it"
         server = self.launcher.find_server()
-        if server is None or server.is_obscure:  # without it, another server would be looked for
+        if server is None or server.is_obscure:  # without it, the client would look for another server
             raise Unavailable("The server is ending.")
         with self._open_client(server) as client:
             yield client
@@ -70,7 +70,7 @@ class OwnServer:
     def _check_launcher(self, within_s: float = 0.0) -> None:
         """
         Args:
-            within_s: how long to wait for its end.
+            within_s: how long to wait for the launcher to end.
 
         Raises:
             TgisError: it has ended.
@@ -100,7 +100,7 @@ class OwnServer:
         Raises:
             TgisError: it has ended.
         """
-        # The import takes a tenth of a second, in which the launcher imports as well.
+        # This import takes a tenth of a second; the launcher does its own imports meanwhile.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from tgis_server.wire import generation_pb2_grpc as generation_pb2_grpc
 

@@ -1,4 +1,4 @@
-"""The file with the output of one `tgis run`'s launcher. Only this user can read it; the last few are kept.
+"""The file with the launcher's output of one `tgis run`. Only this user can read it; the last few are kept.
 
 A log is locked as long as a process writes to it, so that no other run removes it.
 """
@@ -22,13 +22,13 @@ MAX_TAIL_BYTES = 64 << 10
 
 
 class RunLog:
-    """An open log file. Without a place for one, everything written is dropped."""
+    """An open log file. If there is no place for it, everything written is dropped."""
 
     def __init__(self, path: Path | None, file: BinaryIO, *, is_temporary: bool = False) -> None:
         """
         Args:
-            path: ``None``: it has no name.
-            is_temporary: it is not where later runs would find and remove it.
+            path: ``None`` if the file has no name.
+            is_temporary: the file is not where later runs would find and remove it.
         """
         self.path = path
         self.file = file
@@ -36,7 +36,7 @@ class RunLog:
 
     @classmethod
     def open(cls, environ: Mapping[str, str]) -> RunLog:
-        """In the state directory; if that cannot be written to, in the temporary directory."""
+        """Open a log in the state directory or, if that cannot be written to, in the temporary directory."""
         state_dir = find_state_dir(environ)
         with contextlib.suppress(OSError):
             if state_dir is not None:
@@ -70,8 +70,8 @@ class RunLog:
         """Close it, and remove it or the oldest of the others.
 
         Args:
-            is_wanted: the person has been told of the file.
-            is_needed: it says more than the person has been told.
+            is_wanted: the user has been told about the file.
+            is_needed: the file says more than the user has been told.
         """
         self.file.close()
         if self.path is None:
@@ -83,7 +83,7 @@ class RunLog:
 
 
 def remove_old(folder: Path) -> None:
-    """Remove all but the latest logs, and none that is in use."""
+    """Remove all but the latest logs and those in use."""
     for path in sorted(folder.glob("*.log"))[:-MAX_LOGS]:
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What is shown on stderr while an own server starts: a line that changes on a terminal, elsewhere one now and then."""
+"""Shown on stderr while a command's own server starts: a changing line on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tgis_cli.runs.servers import RunningServer
 from tgis_cli.terminal.status_line import StatusLine
 
 DELAY_S = 1.0  # a faster start shows nothing on a terminal
-ASK_S = 0.5  # between questions about the progress
-ANSWER_S = 0.2  # for an answer to one: longer would delay the first token
+ASK_S = 0.5  # between queries about the progress
+ANSWER_S = 0.2  # for the answer to one: a longer wait would delay the first token
 LINE_S = 5.0  # before the first line and between lines where they cannot change
 
 Ask = Callable[[RunningServer], Status]

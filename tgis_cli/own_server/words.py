@@ -32,7 +32,7 @@ def split_words(model: str | None, words: Sequence[str]) -> tuple[str | None, li
 
 
 def is_text(word: str) -> bool:
-    """Whether this cannot be the name of a model: it is neither like a hub id nor like a path, and no directory."""
+    """Whether a word cannot name a model: it looks like neither a hub id nor a path, and is not a directory."""
     if word == STDIN:
         return True
     is_name = word == "" or HUB_ID.fullmatch(word) or word.startswith(PATHS)
@@ -40,7 +40,7 @@ def is_text(word: str) -> bool:
 
 
 def explain_word(model: str | None, words: Sequence[str], sentence: str) -> str:
-    """The sentence for a model that cannot be served; another one if its name may have been meant as a text."""
+    """The sentence for a model that cannot be served, or a different one if its name may have been meant as a text."""
     if model is None or model == DEMO or not BARE_WORD.fullmatch(model) or os.path.exists(model):
         return sentence
     if model in list_folders(get_cache_dir(os.environ)):
@@ -53,7 +53,7 @@ def explain_word(model: str | None, words: Sequence[str], sentence: str) -> str:
 def make_options(
     model: str | None, flags: Mapping[str, str | bool | None], config_file: Path | None, parameters: Parameters
 ) -> LaunchOptions:
-    """What the server is started with. As it exists for one answer, it allows the length that is asked for."""
+    """The options to start the server with. They allow the requested length, because the server is for this command."""
     more: dict[str, str | None] = {"model_name": model}
     if (parameters.max_new_tokens or 0) > DEFAULT_LIMIT:
         more["max_new_tokens"] = str(parameters.max_new_tokens)

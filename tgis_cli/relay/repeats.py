@@ -1,7 +1,7 @@
 """Withholds lines that one process repeats. Clocks are arguments.
 
 In each window, the first few of several equal lines are admitted; the rest are counted, and reported when the window
-ends. Lines that differ only in clock times are equal.
+ends. Lines that differ only in clock times count as equal.
 """
 
 from __future__ import annotations

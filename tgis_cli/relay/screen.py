@@ -1,6 +1,6 @@
-"""What a person reads on a terminal: which lines are shown, how they are shortened, and how they are wrapped.
+"""What people read on a terminal: which lines are shown, how they are shortened, and how they are wrapped.
 
-Files, pipes and JSON get every line as ``lines.py`` makes it. Knows nothing of outputs; ``terminal.py`` writes.
+Files, pipes and JSON get every line as ``lines.py`` makes it. This module writes nothing; ``terminal.py`` does.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ CALM_LEVELS = ("debug", "info")  # without a name before the text
 def select(line: Line, *, is_verbose: bool, is_detail: bool = False) -> Line | None:
     """The line as a terminal shows it; ``None`` for one that only ``--verbose`` shows.
 
-    Without it these are warnings and errors, requests in short, the launcher's own lines but for details, and events:
-    what a running server has changed because someone asked for it or waits for it.
+    Without ``--verbose`` a terminal shows warnings and errors, requests in short, the launcher's own lines except
+    for details, and events: changes in a running server that someone has requested or is waiting for.
     """
     if is_verbose:
         return line
@@ -39,7 +39,7 @@ def select(line: Line, *, is_verbose: bool, is_detail: bool = False) -> Line | N
 
 
 def is_event(line: Line) -> bool:
-    """Whether it has a field ``event``, as ``extra={"event": "certificate_reloaded"}`` of a record makes it."""
+    """Whether a line has a field ``event``, such as ``extra={"event": "certificate_reloaded"}`` adds to a record."""
     return '"event"' in line.as_json and "event" in json.loads(line.as_json)
 
 

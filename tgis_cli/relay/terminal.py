@@ -154,7 +154,7 @@ class Terminal:
                 self._write_line(line, to_stderr=True)
 
     def _reopen(self) -> None:
-        """The line that says so is the first one of the new file."""
+        """Reopen the file; the line that says so is the first one in the new file."""
         assert self._file is not None, "there is a log file"
         self._file.close()
         text = f"log file {self._file.path} was reopened"

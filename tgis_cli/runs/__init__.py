@@ -1,1 +1,1 @@
-"""Run directories, and the running servers that they tell of."""
+"""Run directories, and the running servers that are found by them."""

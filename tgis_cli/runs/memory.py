@@ -22,10 +22,10 @@ def measure_memory(pid: int) -> int:
 
 
 def measure_process(process: psutil.Process) -> int:
-    """Pages that several processes share count in equal parts.
+    """Memory of a process; pages that several processes share are divided equally among them.
 
-    The kernel finds them by walking all pages, so a large process counts as if it shared nothing: its libraries are a
-    small part of it.
+    The kernel finds shared pages by walking all pages, so a large process is counted as if it shared nothing: its
+    libraries are a small part of it.
     """
     rss = int(process.memory_info().rss)
     if rss >= WALK_BELOW_BYTES:

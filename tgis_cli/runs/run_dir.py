@@ -21,7 +21,7 @@ from tgis_cli.runs.servers import PREFIX, RUN_FILE
 from tgis_server import failures
 
 MAX_FAILED_RUNS = 5  # of one model whose directories are kept, for their tracebacks
-MAX_KEPT_RUNS = 30  # of all models; a directory has some 100 KB
+MAX_KEPT_RUNS = 30  # of all models; a directory takes about 100 KB
 UNFINISHED_S = 3600.0  # a directory without serve.json may belong to a launcher that has not locked it yet
 
 
@@ -54,7 +54,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_if_kept(run_dir: Path) -> Iterator[None]:
-    """The same for a run that has failed, if its directory is still there."""
+    """Lock the directory of a failed run, if it still exists."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(locked(run_dir))

@@ -1,10 +1,10 @@
 """The running servers of this user, found by the run directory that every launcher holds open and locked.
 
 There is no registry that could go stale: the kernel closes the directory when its launcher ends, whatever kills it.
-Of the server and of other commands this module knows nothing but the two files in that directory, ``serve.json`` and,
-once the server is ready, ``ready.json``. A launcher whose directory has been deleted still holds it, so it is found
-too, with what its command line says; so is one of another version, whose files have other fields. It imports little,
-since `tgis health` may need it.
+This module reads only the two files in that directory, ``serve.json`` and, once the server is ready, ``ready.json``.
+A launcher whose directory has been deleted still holds it open, so it is found too, with what its command line says;
+so is a launcher of another version, whose files have other fields. The module imports little, because `tgis health`
+may need it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tgis_server.words.addresses import WILDCARDS as WILDCARDS
 from tgis_server.words.addresses import bracket as bracket
 
 PREFIX = "tgis-"  # of the names of run directories
-# In a run directory. The first two are the server's; `Run` has them too.
+# In a run directory. The server writes the first two; `Run` names them too.
 RUN_FILE = "serve.json"
 FRONTEND_SOCKET = "frontend.sock"
 READY_FILE = "ready.json"
@@ -69,13 +69,13 @@ class RunningServer:
     label: str  # "demo model", "rehearsal" or empty
     has_been_ready: bool
     is_in_this_network: bool  # of two network namespaces, neither reaches the other's loopback addresses
-    host: str  # that reaches it from this machine, without brackets
+    host: str  # at which this machine reaches it, without brackets
     grpc_port: int | None  # None: any free port, not known before the server is ready
     http_port: int | None
     tls: ServerTls | None
     http_tls: str  # "off", "server" or "mutual"
     start_ticks: int  # when the launcher started, in clock ticks since boot: with its pid, an identity
-    drain_s: float  # the longest time that it takes to finish its calls when it is stopped
+    drain_s: float  # the longest time that its calls get to finish when it is stopped
     shard_sockets: tuple[Path, ...]
     pids: dict[str, int] = field(hash=False)  # of the children by name; empty while the server starts
     is_lost: bool = False  # its run directory has been deleted
@@ -83,12 +83,12 @@ class RunningServer:
 
     @property
     def is_obscure(self) -> bool:
-        """Whether little is known of it, so that it can be stopped, but not asked."""
+        """Whether so little is known about the server that it can be stopped, but not queried."""
         return self.is_lost or self.is_of_another_version
 
     @property
     def title(self) -> str:
-        """Its model, marked if it is only a rehearsal of it."""
+        """Its model, marked if the server only rehearses it."""
         is_plain = self.label in ("", f"{self.model} model")
         return self.model if is_plain else f"{self.model} ({self.label})"
 
@@ -98,7 +98,7 @@ class RunningServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether this launcher, not another process with its number, has not ended."""
+        """Whether this launcher, rather than another process with its pid, is still running."""
         try:
             state, ticks = read_state(self.door.parents[1])
         except (OSError, ValueError):
@@ -142,7 +142,7 @@ def find_running(proc: Path = PROC) -> list[RunningServer]:
 
 
 def find_at_port(port: int, pid: int = 0) -> RunningServer | None:
-    """This user's running server that has a port of this machine; ``None`` if none of them has it.
+    """This user's running server that listens on a port of this machine; ``None`` if none of them does.
 
     Args:
         pid: of the process that listens on the port, if the system reveals it.
@@ -295,7 +295,7 @@ def read_ready(door: Path) -> Any:
 def read_tls(config: dict[str, Any], ready: dict[str, Any], process: Path) -> ServerTls | None:
     """
     Args:
-        process: the launcher's; a relative path begins in its working directory.
+        process: the launcher's; relative paths start in its working directory.
     """
     if not config["tls_cert_path"]:
         return None
@@ -308,7 +308,7 @@ def read_tls(config: dict[str, Any], ready: dict[str, Any], process: Path) -> Se
 
 
 def is_in_this_network(process: Path) -> bool:
-    """Whether a process shares our network namespace; where the system has none, all do."""
+    """Whether a process shares our network namespace; where the system has no namespaces, all do."""
     try:
         return os.readlink(process / "ns/net") == os.readlink("/proc/self/ns/net")
     except OSError:
