@@ -95,7 +95,7 @@ def write_bug_report(path: Path, subject: Subject, report: Mapping[str, Any]) ->
         The names of its files.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the archive cannot be written.
     """
     import tarfile  # the launcher imports this module too, and must be fast
 

@@ -1,4 +1,4 @@
-"""Gather what the checks judge. Invalid variables become findings; invalid flags are still errors."""
+"""Gather what the checks need. Invalid variables become findings; invalid flags are still errors."""
 
 from __future__ import annotations
 

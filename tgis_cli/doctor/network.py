@@ -39,7 +39,7 @@ def check_ports(subject: Subject) -> Iterator[Verdict]:
 
 
 def check_exposure(subject: Subject) -> Iterator[Verdict]:
-    """Whether other machines can use the server without TLS; in a container its platform decides who reaches a port."""
+    """Whether other machines can use the server without TLS; in a container the platform decides who reaches a port."""
     config = subject.config
     is_open = config.host in ALL_INTERFACES and config.tls_cert_path is None
     if is_open and not config.rehearse and not is_in_container(subject.environ, subject.host.root):

@@ -35,7 +35,7 @@ def describe_verdicts(verdicts: Sequence[Verdict], width: int | None, *, is_colo
 
 
 def describe_verdict(verdict: Verdict, width: int | None, *, is_colored: bool) -> Iterator[str]:
-    """Its lines, hanging below the sentence; the fix has its own if both do not fit on one."""
+    """The lines of a verdict, hanging below the sentence; the fix has its own if both do not fit on one."""
     mark = MARKS[verdict.level]
     start = f"  {mark}  "
     is_short = len(start + str(verdict)) <= (width or LONG_LINE)

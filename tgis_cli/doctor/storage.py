@@ -91,8 +91,8 @@ def check_runs(subject: Subject) -> Iterator[Verdict]:
         if server.is_obscure:
             reason = "has been deleted" if server.is_lost else "is of another version"
             yield warn(
-                f"The run directory {server.run_dir} of a running server (pid {server.pid}) {reason}, so nothing can "
-                "ask how it is.",
+                f"The run directory {server.run_dir} of a running server (pid {server.pid}) {reason}, so its state "
+                "cannot be queried.",
                 f"Stop it with `tgis stop {server.pid}`, and start it again.",
             )
             continue

@@ -93,7 +93,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What checks judge: a machine, and the server that would start on it."""
+    """What is checked: a machine, and the server that would start on it."""
 
     environ: Mapping[str, str]
     loaded: LoadedConfig

@@ -10,7 +10,7 @@ from tgis_cli.decide.legacy_settings import BY_NAME
 EXECUTABLES = ("text-generation-launcher", "text-generation-server")
 IMAGE_NAMES = re.compile(r"(?:^|/)(?![^/]*caikit)[^/]*(text-gen|tgis)[^/]*$", re.IGNORECASE)  # caikit is a client
 REFERENCE = re.compile(r"\$(\w|\{|\()|\{\{")  # $A, ${A}, $(A), {{.Name}}
-# Other software uses these names too: they do not identify a container as ours.
+# Other software uses these names too, so they do not identify a container as ours.
 GENERIC = re.compile(
     "PORT|HF_.*|TRANSFORMERS_CACHE|HUGGINGFACE_HUB_CACHE|.*_VISIBLE_DEVICES|PYTORCH_.*|RANK|WORLD_SIZE|MASTER_.*|"
     "LOG_LEVEL|DEBUG|RUST_BACKTRACE|REVISION|QUANTIZE|OTEL_.*|TLS_.*_PATH|TRUST_REMOTE_CODE|GIT_COMMIT_HASH"
@@ -78,7 +78,7 @@ class Surroundings:
 
 @dataclass(slots=True)
 class Container:
-    """One container; or a command or set of variables without one, for which ``around`` is ``None``."""
+    """One container, or a command or set of variables without a container, for which ``around`` is ``None``."""
 
     file: str
     title: str

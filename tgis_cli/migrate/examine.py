@@ -150,7 +150,7 @@ def judge(given: Given, option: Option | None, setting: Setting | None) -> Findi
 
 
 def judge_family(finding: Finding, find_model: FindModel) -> Finding:
-    """The finding on a model's name, with what is known of its family."""
+    """The finding on a model's name, with what is known about its family."""
     is_known = finding.verdict == Treatment.SAME and finding.value.strip() and not finding.value.startswith(("(", "$"))
     why_not = explain_unserved(finding.value, find_model) if is_known else ""
     if not why_not:

@@ -73,10 +73,10 @@ def read_config_maps(objects: list[Mapping[str, Any]]) -> dict[str, dict[str, st
 
 
 def read_manifests(documents: list[Any], file: str, config_maps: Mapping[str, Mapping[str, str]]) -> list[Container]:
-    """Every container of a file's objects, and each of its ConfigMaps with settings of ours.
+    """Every container of a file's objects, and each of its ConfigMaps that has settings of TGIS.
 
     Args:
-        config_maps: those of all files.
+        config_maps: from all files.
     """
     objects = list(read_objects(documents, file))
     services = [name_of(item) for item in objects if item.get("kind") == "Service" and not is_headless(item)]

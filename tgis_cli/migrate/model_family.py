@@ -1,4 +1,4 @@
-"""Whether the model that a manifest names is of a family that is served, as far as the cache or its name tells."""
+"""Whether the model that a manifest names belongs to a family that is served, judged by the cache or its name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tgis_server.errors import ModelError
 
 FindModel = Callable[[str], Path | None]  # from a name to the model's directory on this machine, if it is here
 
-# Families that no engine serves, by the names of their models. Newer models of the same makers may well be served,
-# such as Falcon 3, which is a Llama: the patterns are no wider than the names that are known.
+# Families that no engine serves, by the names of their models. Newer models from the same makers may well be served,
+# such as Falcon 3, which is a Llama, so the patterns match only known names.
 UNSERVED = {
     "an encoder-decoder model": r"\b(t5|flan-t5|flan-ul2|ul2|mt0|mt5|byt5|t0|t0pp|bart|pegasus)\b",
     "a Falcon": r"\bfalcon-(7b|11b|40b|180b|rw)\b",
@@ -32,10 +32,10 @@ UNSERVED = {
 
 
 def explain_unserved(name: str, find_model: FindModel) -> str:
-    """Why no engine serves a model; empty if one does, or if that cannot be known.
+    """Why no engine serves a model; empty if one does, or if that is unknown.
 
     Args:
-        name: as in the manifest: of the hub, or a path in the container.
+        name: as in the manifest: a hub id, or a path in the container.
     """
     model_dir = find_model(name)
     if model_dir is not None:

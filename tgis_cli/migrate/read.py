@@ -34,7 +34,7 @@ def read_settings_file(file: str) -> SettingsFile:
     """Read a file, or stdin for ``-``.
 
     Raises:
-        UsageError: it cannot be read, or is not of a supported kind.
+        UsageError: the file cannot be read, or is not of a supported kind.
     """
     path = Path(file)
     if file == STDIN and is_terminal(sys.stdin):

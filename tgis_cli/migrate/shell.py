@@ -76,7 +76,7 @@ def read_commands(text: str) -> Iterator[list[str]]:
         lexer.whitespace_split = True
         try:
             words = list(lexer)
-        except ValueError:  # a quote is closed on a later line
+        except ValueError:  # a quote that is closed on a later line
             pending += "\n"
             continue
         pending = ""

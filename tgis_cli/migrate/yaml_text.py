@@ -1,4 +1,4 @@
-"""YAML as written: every scalar stays a text and knows its line."""
+"""YAML as written: every scalar stays a text, with its line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load_documents(text: str, file: str, line: int = 0) -> list[Any]:
         line: the line of the file after which the text begins.
 
     Raises:
-        UsageError: it is not valid YAML; the text names the line.
+        UsageError: the text is not valid YAML; the message names the line.
     """
     import yaml
 

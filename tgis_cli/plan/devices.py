@@ -16,7 +16,7 @@ from tgis_server.words.sizes import format_bytes
 STATED_GPUS = 64  # the maximum number tried if --gpu states none
 ACCEPTED_GPU = "a size such as 80GiB, or a name such as L4, H100, A100-80 or RTX4090"
 MAX_GB = 1000  # a larger number is a name
-MIN_BYTES = 1 << 20  # if a size is smaller, its unit has been forgotten
+MIN_BYTES = 1 << 20  # a smaller size lacks its unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def read_gpu_memory(text: str, name: str) -> GpuMemory:
         text: the whole value of ``--gpu``, for errors.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is neither.
     """
     cards = find_cards(name)
     if len(cards) == 1:

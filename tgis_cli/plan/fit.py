@@ -17,7 +17,7 @@ from tgis_server.errors import NotEnoughDevices
 from tgis_server.run import Run
 
 MIB = 1 << 20
-# Memory that a shard or its neighbours use before loading, but that is still free at the time of the plan.
+# Memory that is still free at the time of the plan, but that shards use before they load the model.
 CUDA_CONTEXT_BYTES = 560 * MIB  # with torch's kernels and cuBLAS; 400 to 650, by GPU and driver
 NCCL_BYTES = 400 * MIB  # channel buffers, with more than one shard
 CPU_PROCESS_BYTES = 200 * MIB  # 160 for a process that imports torch, and the front-end's

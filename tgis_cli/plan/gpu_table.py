@@ -96,7 +96,7 @@ NOMINAL_GB: dict[str, tuple[int, ...]] = {
     "RTX 5090": (32,),
 }
 
-# GiB that CUDA can allocate, where the rule below is further off than a few per cent: ECC and firmware take their part
+# GiB that CUDA can allocate, where the rule below is off by more than a few per cent: ECC and firmware use some
 MEASURED_GIB = {
     ("P4", 8): 7.4,
     ("P40", 24): 22.4,
@@ -165,7 +165,7 @@ class Card:
 
     @property
     def warning(self) -> str:
-        """Why PyTorch may not run on it; empty for newer ones."""
+        """Why PyTorch may not run on the GPU; empty for newer ones."""
         if self.name not in OLDER:
             return ""
         return (
@@ -178,7 +178,7 @@ CARDS = tuple(Card(name, size) for name, sizes in NOMINAL_GB.items() for size in
 
 
 def usable_bytes(nominal_gb: float) -> int:
-    """What CUDA can allocate of a GPU that is sold with so many GB: nearly as many GiB."""
+    """What CUDA can allocate on a GPU that is sold with this many GB: nearly as many GiB."""
     return int(nominal_gb * 0.98 * GIB)
 
 

@@ -164,7 +164,7 @@ def fill_report(report: PlanReport, loaded: LoadedConfig, environ: Mapping[str, 
 
 
 def judge_tokenizer(report: PlanReport, model_dir: Path) -> None:
-    """A damaged tokenizer prevents startup; a missing one is only a warning, as it can still be made."""
+    """A damaged tokenizer prevents startup; a missing one only causes a warning, because it can still be made."""
     assert report.resolved is not None, "the plan has been resolved"
     try:
         check_tokenizer(model_dir)

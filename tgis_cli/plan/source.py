@@ -84,7 +84,7 @@ def find_local(
     try:
         find_weights(model_dir)
     except ModelError:
-        if not has_engine(model_dir):  # as at startup, nothing is said of its files
+        if not has_engine(model_dir):  # as at startup, its files are not mentioned
             return ModelSource(name, model_dir, where, sum_files(model_dir))
         try:
             sources = find_sources(model_dir)
@@ -132,7 +132,7 @@ def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:
         The size of the files that are not converted yet.
 
     Raises:
-        ModelError: they cannot be converted.
+        ModelError: the weights cannot be converted.
     """
     from tgis_cli.model_files.convert.to_safetensors import find_index_to_make, join_names, read_content, write_index
     from tgis_cli.model_files.download.remote_headers import write_content_with_hole

@@ -113,14 +113,14 @@ def describe_fit(fit: Fit, dtype: str, *, is_chosen: bool) -> dict[str, str]:
     """The values of a number of shards, by name.
 
     Args:
-        dtype: in which it computes; the files may have another.
+        dtype: of the computation; the files may have another.
     """
     facts = {
         "shards": f"{fit.num_shard}{' *' if is_chosen else ''}",
         "free": format_bytes(fit.free_bytes),
         f"weights, {dtype}": format_bytes(fit.weight_bytes),
         "step": format_bytes(fit.step_bytes),
-        "KV/token": f"{fit.kv_bytes_per_token / 1024:.3g} KiB",  # not rounded to an integer, as people multiply it
+        "KV/token": f"{fit.kv_bytes_per_token / 1024:.3g} KiB",  # not rounded to an integer, because people multiply it
     }
     if fit.problem is not None:
         return {**facts, "KV cache": "does not fit"}
