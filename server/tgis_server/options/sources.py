@@ -20,7 +20,7 @@ from tgis_server.options.table import ServeConfig, options
 from tgis_server.options.values import parse_value
 from tgis_server.words.close_words import did_you_mean
 
-MAX_FILE_BYTES = 1 << 20  # of a config file; one with all options has a fiftieth of it
+MAX_FILE_BYTES = 1 << 20  # of a config file; one with all options is fifty times smaller
 
 
 class Argument(str):
@@ -105,7 +105,7 @@ def read_config_file(path: Path) -> tuple[dict[str, FileValue], list[str]]:
     """The values by option name, and what is wrong with the keys.
 
     Raises:
-        UsageError: it cannot be read or is not TOML.
+        UsageError: the file cannot be read or is not TOML.
     """
     try:
         with open_file_or_pipe(path) as file:
@@ -136,6 +136,6 @@ def read_config_file(path: Path) -> tuple[dict[str, FileValue], list[str]]:
 
 
 def find_line(text: str, key: str) -> int:
-    """The number of the line that sets a key or opens a table of that name; ``tomllib`` does not tell it."""
+    """The number of the line that sets a key or opens a table of that name; ``tomllib`` does not report it."""
     opening = re.compile(rf"""\s*\[*\s*(["']?){re.escape(key)}\1\s*[=.\]]""")
     return next((number for number, line in enumerate(text.splitlines(), 1) if opening.match(line)), 1)

@@ -38,7 +38,7 @@ class Range:
 
 
 def format_number(number: float) -> str:
-    """All digits of an integer; of other numbers those that matter."""
+    """All digits of an integer; the significant digits of other numbers."""
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
@@ -48,7 +48,7 @@ UINT64 = Range(0, 2**64 - 1)
 TEMPERATURE = Range(0.05, has_zero=True)  # 0 = greedy
 TOP_K = Range(0, 2**31 - 1)  # 0 = off; the first implementation of this API read larger values as negative
 TOP_P = Range(0, 1, excludes_low=True)
-TYPICAL_P = Range(0, 1, excludes_low=True)  # the server takes negative values too: off
+TYPICAL_P = Range(0, 1, excludes_low=True)  # the server also accepts negative values, which mean off
 REPETITION_PENALTY = Range(0, excludes_low=True)
 DECAY_FACTOR = Range(1, 10)
 TOP_N_TOKENS = Range(0, 10)

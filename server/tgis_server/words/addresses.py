@@ -1,8 +1,8 @@
-"""How addresses are written, and which of them mean every interface. `tgis health` uses it, so it imports nothing."""
+"""How addresses are written, and which mean every interface. `tgis health` uses this module, so it imports nothing."""
 
 from __future__ import annotations
 
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  each with what reaches it from here
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  each with the address that reaches it from here
 
 
 def bracket(host: str) -> str:

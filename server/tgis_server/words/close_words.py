@@ -1,4 +1,4 @@
-"""Which of some known words a person meant by a misspelt one: the close ones, and none rather than a wild guess."""
+"""Which known words may have been meant by a misspelt one: the close ones, and none rather than a wild guess."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 MOST = 3  # more than this many are a list to read, not a suggestion
-MIN_PREFIX = 3  # letters, unless only one word starts with them
+MIN_PREFIX = 3  # letters; fewer are enough if only one word starts with them
 
 
 def find_close(word: str, known: Iterable[str]) -> list[str]:
     """The known words that are close to ``word``, best first.
 
     Spellings that differ only in dashes, underscores, blanks or case are the same word. Otherwise the start of a word,
-    one to three slips of the finger (by length), or some of the words of a longer name count as close. Only the best
+    one to three typing errors (by length), or some of the words of a longer name count as close. Only the best
     kind of closeness counts.
     """
     known = list(dict.fromkeys(known))
@@ -60,12 +60,12 @@ def is_part(typed: Sequence[str], known: Sequence[str]) -> bool:
 
 
 def allowed_slips(typed: str) -> int:
-    """Short words are close to each other without being meant: none of two letters, one of up to five."""
+    """Short words resemble each other by chance, so two letters allow no slip, and up to five allow one."""
     return 0 if len(typed) < 3 else 1 if len(typed) < 6 else 2 if len(typed) < 10 else 3
 
 
 def count_slips(left: str, right: str) -> int:
-    """How many letters are missing, superfluous, wrong, or swapped with their neighbour.
+    """How many letters are missing, superfluous, wrong, or swapped with the next one.
 
     This is the optimal string alignment distance.
     """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-# Escapes as in JSON. C0 but for tab and line end, DEL, C1, separators that some programs take for line ends, and the
-# overrides and isolates that reorder the text around them. A sequence of several characters is harmless once its first
-# one, a control, is shown.
+# Escapes as in JSON, for C0 except tab and line end, DEL, C1, separators that some programs take for line ends, and
+# the overrides and isolates that reorder the text around them. A sequence of several characters is harmless once its
+# first one, a control character, is shown.
 CONTROLS = {
     code: f"\\u{code:04x}"
     for code in (

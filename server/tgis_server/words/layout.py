@@ -1,7 +1,7 @@
 """Text in a terminal's columns: lines that break between words, and rows of aligned cells.
 
-Knows nothing of terminals: the width is an argument, and ``None`` leaves every line whole, as in files and pipes.
-Control characters in a text, such as in a model's name, are made visible, so that no caller can forget it.
+The width is an argument, and ``None`` leaves every line whole, as in files and pipes.
+Control characters in a text, such as in a model's name, are made visible here, so that no caller can forget to.
 """
 
 from __future__ import annotations

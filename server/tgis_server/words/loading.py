@@ -1,4 +1,4 @@
-"""What a server that loads its model says of itself; its clients recognize it."""
+"""What a server says while it loads its model; clients recognize the sentence."""
 
 from __future__ import annotations
 
