@@ -29,7 +29,7 @@ KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificates: of a CA, of servers for various names and times, and of a client; and files that are none."""
+    """Certificates of a CA, of servers with various names and dates, and of a client; and files that are unusable."""
     base = tmp_path_factory.mktemp("pki")
 
     def openssl(*words: str) -> None:
@@ -62,7 +62,7 @@ def tls_options(pki: Path, name: str = "server", *, client_ca: bool = False) -> 
 
 
 def connect(connection: Connection) -> str:
-    """Tokenize something; the sentence of the error, or nothing."""
+    """Tokenize something; return the sentence of the error, or nothing."""
     try:
         with Client.connect(connection) as client:
             client.tokenize(["t1"])
@@ -72,7 +72,7 @@ def connect(connection: Connection) -> str:
 
 
 def ask(options: dict[str, Any], make: Callable[[Server], Connection]) -> tuple[str, str]:
-    """Connect to a server with these options; the sentence, and the server's address."""
+    """Connect to a server with these options; return the sentence, and the server's address."""
     answers: list[tuple[str, str]] = []
 
     async def test() -> None:
@@ -85,7 +85,7 @@ def ask(options: dict[str, Any], make: Callable[[Server], Connection]) -> tuple[
 
 @contextlib.contextmanager
 def answering(answer: bytes | None) -> Iterator[str]:
-    """The address of a process that answers any connection with these bytes; ``None``: that only accepts."""
+    """The address of a process that answers any connection with these bytes; ``None``: it only accepts."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         kept: list[socket.socket] = []
 
@@ -134,7 +134,7 @@ def test_a_port_that_speaks_something_else_is_not_mistaken_for_a_missing_server(
         assert connect(Connection(address)) == f"The process at {address} {sentence}"
 
 
-def test_a_process_that_never_answers_is_told_apart(monkeypatch: pytest.MonkeyPatch):
+def test_a_process_that_never_answers_is_not_called_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tgis_cli.clients.grpc_client.CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setattr("tgis_cli.clients.no_connection.ANSWER_S", 0.2)
 
@@ -180,7 +180,7 @@ def test_our_own_http_port_says_where_grpc_is(scheme: str, is_ready: bool):
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_connecting_leaves_no_thread_that_closing_could_surprise(is_there: bool):
+def test_connecting_leaves_no_thread_that_a_close_could_crash(is_there: bool):
     threads: list[set[threading.Thread]] = []
 
     def connect_and_look(address: str) -> None:
@@ -252,7 +252,7 @@ def test_a_client_certificate_of_another_ca_or_for_another_purpose_is_refused(pk
     )
 
 
-def test_a_certificate_that_the_ca_does_not_cover_is_refused(pki: Path):
+def test_a_certificate_that_the_ca_has_not_signed_is_refused(pki: Path):
     sentence, address = ask(tls_options(pki), lambda server: Connection(server.address, ca=pki / "stranger.pem"))
 
     assert sentence == (
@@ -298,7 +298,7 @@ def test_an_expired_certificate_is_refused(pki: Path):
     )
 
 
-def test_tls_asked_of_a_plain_port_is_refused(pki: Path):
+def test_tls_with_a_plain_text_port_is_refused(pki: Path):
     with_files, first = ask({}, lambda server: Connection(server.address, ca=pki / "ca.pem"))
     with_scheme, second = ask({}, lambda server: Connection(f"https://{server.address}"))
 

@@ -82,7 +82,7 @@ def test_json_has_the_answer_and_its_tokens(server: Any):
     assert {"text", "logprob", "rank", "top_tokens"} <= answer["tokens"][0].keys()
 
 
-def test_the_lines_of_a_file_are_answered_in_order_also_with_more_at_once_than_the_server_has_places(
+def test_the_lines_of_a_file_are_answered_in_order_even_if_more_run_at_once_than_the_server_accepts(
     server: Any, tmp_path: Path
 ):
     file = tmp_path / "prompts.jsonl"
@@ -127,7 +127,7 @@ def test_a_text_that_is_too_long_is_refused_with_its_length_and_a_remedy(server:
     )
 
 
-def test_wait_starts_before_the_server_and_asks_once_it_is_ready(start: Callable[..., Any]):
+def test_wait_may_start_before_the_server_and_generates_once_it_is_ready(start: Callable[..., Any]):
     port = find_free_port()
     with subprocess.Popen(
         [TGIS, "generate", "--wait", "--wait-timeout", "60", "--url", f"127.0.0.1:{port}", "--json", "Once"],

@@ -32,7 +32,7 @@ DEADLINE_S = 60.0
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """State and run directories are the test's own."""
+    """Give the test state and run directories of its own."""
     (tmp_path / "runs").mkdir()
     return ENVIRON | {
         "HOME": str(tmp_path),
@@ -48,7 +48,7 @@ def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def nothing_left(environ: dict[str, str]) -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Yield a function that notes what a process has started; at the end all of that and the run directory are gone."""
+    """Yield a function that records what a process has started; at the end all that and the run directory are gone."""
     noted: list[psutil.Process] = []
     yield lambda process: noted.extend(descendants(process))
     assert noted, "the launcher and its children were noted"
@@ -70,7 +70,7 @@ def run(environ: dict[str, str], *arguments: str, text: str = "") -> subprocess.
 
 
 def wait_for(terminal: Terminal, condition: Callable[[Screen], object]) -> None:
-    """Like the terminal's own, with the patience that the start of a server needs."""
+    """Like the terminal's own method, but patient enough for the start of a server."""
     wait_until(lambda: condition(terminal.screen), f"a change of {terminal.screen.lines}", DEADLINE_S)
 
 
@@ -109,7 +109,7 @@ def test_a_start_that_fails_says_what_the_launcher_says_with_its_code_and_the_lo
     assert "--dtype is 'float31'" in wrong.stderr
 
 
-def test_verbose_shows_the_log_as_launch_does_on_a_terminal_and_keeps_it_in_the_file(
+def test_verbose_shows_the_log_on_a_terminal_as_launch_does_and_keeps_it_in_the_file(
     environ: dict[str, str], tmp_path: Path
 ):
     with open_terminal(80) as terminal:
@@ -123,7 +123,7 @@ def test_verbose_shows_the_log_as_launch_does_on_a_terminal_and_keeps_it_in_the_
     assert log.read_text().endswith("info    stopped\n")
 
 
-def test_what_is_wrong_with_the_question_is_said_before_anything_starts(environ: dict[str, str], tmp_path: Path):
+def test_a_wrong_request_is_refused_before_anything_starts(environ: dict[str, str], tmp_path: Path):
     empty = run(environ, *REHEARSAL)
     out_of_range = run(environ, "--rehearse", "--top-p", "7", "Once upon a time")
 

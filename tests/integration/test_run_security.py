@@ -25,7 +25,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass
 class Guarded:
-    """A server that was watched while it started."""
+    """A server that is watched while it starts."""
 
     server: Any
     shared: Path  # a world-writable directory with the shards' sockets

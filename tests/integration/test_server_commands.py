@@ -41,7 +41,7 @@ def run_tgis(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str
 
 
 def list_servers() -> dict[int, dict[str, Any]]:
-    """What `tgis ps --json` says, by the launcher's pid. Other tests may run servers at the same time."""
+    """The output of `tgis ps --json`, by the launcher's pid. Other tests may run servers at the same time."""
     return {server["pid"]: server for server in json.loads(run_tgis("ps", "--json").stdout)["servers"]}
 
 
@@ -194,7 +194,7 @@ def test_stop_signals_nothing_that_is_not_a_launcher(server: Any, name: str):
 
 
 @pytest.mark.parametrize("timeout", ["-1", "nan", "x"])
-def test_stop_takes_a_number_of_seconds(timeout: str):
+def test_stop_accepts_a_number_of_seconds(timeout: str):
     done = run_tgis("stop", "no-such-model", "--timeout", timeout)
 
     assert done.returncode == 2

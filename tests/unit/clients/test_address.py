@@ -1,4 +1,4 @@
-"""Where a client connects: one rule for all commands, and what it says about an address that it cannot use."""
+"""Where a client connects: one rule for all commands, and the errors for addresses that cannot be used."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def test_the_ports_in_the_environment_come_before_running_servers():
     ("host", "target"),
     [("0.0.0.0", "127.0.0.1:2"), ("::", "[::1]:2"), ("10.0.0.5", "10.0.0.5:2"), (" ", "127.0.0.1:2")],
 )
-def test_the_host_in_the_environment_counts_with_the_port(host: str, target: str):
+def test_the_host_in_the_environment_is_used_with_the_port(host: str, target: str):
     assert find(environ={"TGIS_HOST": host, "GRPC_PORT": "2"}).startswith(f"grpc://{target} ")
 
 
-def test_a_port_of_0_in_the_environment_is_no_address():
+def test_a_port_of_0_in_the_environment_is_not_an_address():
     assert find(running=[make_running()], environ={"GRPC_PORT": "0"}).endswith("from the running server, pid 100")
 
 
@@ -58,7 +58,7 @@ def test_the_only_running_server_comes_before_the_default():
     assert find(running=[server], protocol=HTTP) == "http://[::1]:7 from the running server, pid 100"
 
 
-def test_without_any_server_it_is_the_default_port_of_this_machine():
+def test_without_any_server_the_default_port_of_this_machine_is_used():
     assert find() == "grpc://127.0.0.1:8033 from the default, as no server of this user is running"
     assert find(protocol=HTTP).startswith("http://127.0.0.1:3000 ")
 
@@ -85,7 +85,7 @@ def test_a_server_that_has_no_port_yet_is_named():
 
 
 @pytest.mark.parametrize("value", ["tcp://10.0.0.1:80", "80a", "-1", "65536", "\u0663"])
-def test_a_port_in_the_environment_that_is_none_is_a_usage_error(value: str):
+def test_an_invalid_port_in_the_environment_is_a_usage_error(value: str):
     with pytest.raises(UsageError) as refused:
         find(environ={"GRPC_PORT": value})
 
@@ -126,7 +126,7 @@ def test_schemes_say_whether_there_is_tls(url: str, address: str):
         ({"environ": {"PORT": " ", "HTTP_TLS": "off"}}, "http://127.0.0.1:3000"),
     ],
 )
-def test_health_asks_over_http_unless_a_url_means_grpc(options: dict[str, Any], address: str):
+def test_health_uses_http_unless_a_url_means_grpc(options: dict[str, Any], address: str):
     assert find(**options, protocol=HTTP).partition(" ")[0] == address
 
 
@@ -160,7 +160,7 @@ def test_the_certificate_of_a_running_server_of_this_user_is_trusted_under_its_o
     assert (files.ca, files.name) == (TLS.certificate, "tgis.example.com")
 
 
-def test_what_the_command_line_says_of_tls_comes_first():
+def test_tls_options_on_the_command_line_come_first():
     address = find_address(None, {}, find=lambda: [make_running(tls=TLS)])
     given = Connection(ca="ca.pem", tls_server_name="other").tls_files(address)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""What becomes of answers and errors that no server should send, and of gRPC's own words."""
+"""How the client handles answers and errors that no server should send, and gRPC's own messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceServicer, add_
 
 
 class OddServer(GenerationServiceServicer):
-    """Gives as many answers as the text says."""
+    """Sends as many answers as the text says."""
 
     def Generate(self, request: pb.BatchedGenerationRequest, context: object) -> pb.BatchedGenerationResponse:  # noqa: N802
         num_answers = int(request.requests[0].text)

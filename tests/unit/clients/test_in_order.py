@@ -1,4 +1,4 @@
-"""Many requests at once: their order, their bounds, and a server without a place."""
+"""Many requests at once: their order, their bounds, and an overloaded server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FakeServer:
         self.running.pop(request)(request * 2 if result is None else result)
 
     def end_newest(self) -> None:
-        """On a tick: the order in which calls end is the worst one."""
+        """On a tick, end calls in the worst order."""
         if self.running:
             self.end(max(self.running))
 
@@ -84,7 +84,7 @@ def test_a_slow_request_bounds_how_many_wait_behind_it():
     assert len(read) == WINDOW * 4
 
 
-def test_ending_early_cancels_what_runs():
+def test_ending_early_cancels_the_running_calls():
     server = FakeServer()
     results = iter(InOrder(range(100), server.start, 3, on_tick=lambda: server.end(min(server.running))))
 
@@ -94,7 +94,7 @@ def test_ending_early_cancels_what_runs():
     assert sorted(server.cancelled) == sorted(server.running)
 
 
-def test_a_server_without_a_place_is_asked_again_with_fewer_calls_at_once():
+def test_an_overloaded_server_gets_the_request_again_with_fewer_calls_at_once():
     server = FakeServer(max_running=2)
 
     results = list(InOrder(range(12), server.start, 8, on_tick=server.end_newest))
@@ -103,7 +103,7 @@ def test_a_server_without_a_place_is_asked_again_with_fewer_calls_at_once():
     assert len(server.started) < 12 + 2 * 8  # few were asked for nothing
 
 
-def test_a_server_that_stays_without_a_place_fails_the_request():
+def test_a_server_that_stays_overloaded_fails_the_request():
     seconds = iter(range(0, 10_000, 40))
     server = FakeServer(max_running=0)
 
@@ -112,7 +112,7 @@ def test_a_server_that_stays_without_a_place_fails_the_request():
     assert results == [(7, OVERLOADED)]
 
 
-def test_nothing_to_do_is_done_at_once():
+def test_without_requests_the_iteration_ends_at_once():
     assert list(InOrder([], FakeServer().start, 3)) == []
 
 

@@ -75,7 +75,7 @@ def test_a_failed_line_stays_empty_is_named_and_does_not_stop_the_others():
     assert outputs.err.getvalue() == "tgis: line 2: too bad\n"
 
 
-def test_a_server_that_is_gone_ends_it_with_the_count_of_answers():
+def test_a_server_that_goes_away_ends_the_command_with_the_count_of_answers():
     outputs = Outputs()
 
     with pytest.raises(Unavailable, match="line 2: it is gone; 1 of 3 answers came before"):
@@ -84,7 +84,7 @@ def test_a_server_that_is_gone_ends_it_with_the_count_of_answers():
     assert outputs.out.getvalue() == "A\n"
 
 
-def test_as_json_each_answer_says_which_line_it_belongs_to():
+def test_as_json_each_answer_has_the_number_of_its_line():
     outputs = Outputs()
     jobs = make_jobs(
         [Prompt("a", Parameters(), 1, {"my": "id"}), Prompt("bad", Parameters(), 2)], 1, lambda given: given
@@ -105,7 +105,7 @@ def test_json_on_a_terminal_has_no_control_characters_either():
     assert json.loads(line)["text"] == "A\x9b31M\u202e\x7f"
 
 
-def test_several_answers_to_a_prompt_have_seeds_in_a_row():
+def test_several_answers_to_a_prompt_have_consecutive_seeds():
     jobs = to_jobs(["a", "b"], 2, Parameters(seed=2**64 - 1))
 
     assert [(job.name, job.parameters.seed) for job in jobs] == [
@@ -154,7 +154,7 @@ def test_memory_does_not_grow_with_the_number_of_lines():
     assert peak < 2_000_000
 
 
-def test_log_probabilities_that_are_no_numbers_are_null_in_json():
+def test_log_probabilities_that_are_not_numbers_are_null_in_json():
     top = [pb.TokenInfo.TopToken(text="b", logprob=-math.inf)]
     token = pb.TokenInfo(text="a", logprob=math.inf, top_tokens=top)
 

@@ -1,4 +1,4 @@
-"""Parameters as people give them: the same ranges as the server's, and errors that name what was given."""
+"""Parameters as users write them: the same ranges as the server's, and errors that name what was written."""
 
 from __future__ import annotations
 
@@ -184,12 +184,12 @@ def test_settings_are_typed_as_text(name: str, text: str, value: object):
 
 
 @pytest.mark.parametrize(("name", "text"), [("top_k", "1_0"), ("top_k", "\uff11"), ("temperature", "1_0.5")])
-def test_spellings_that_only_python_knows_are_not_numbers(name: str, text: str):
+def test_spellings_that_only_python_accepts_are_not_numbers(name: str, text: str):
     with pytest.raises(UsageError, match=f"^{name} is "):
         Parameters().with_setting(name, text)
 
 
-def test_a_setting_of_null_goes_back_to_the_default():
+def test_a_setting_of_null_restores_the_default():
     assert Parameters(top_k=3, seed=4).updated({"top_k": None}) == Parameters(seed=4)
 
 
@@ -207,18 +207,18 @@ def test_the_length_for_people_stays_below_the_limit_of_the_server():
     assert Parameters().with_length_for_people(FakeServer(), str).max_new_tokens == 100
 
 
-def test_a_given_length_needs_no_question_to_the_server():
+def test_the_server_is_not_queried_if_a_length_is_given():
     assert Parameters(max_new_tokens=7).with_length_for_people(NoServer(), str).max_new_tokens == 7
 
 
-def test_a_least_length_above_the_default_of_the_server_is_found_before_anything_is_sent():
+def test_a_minimum_length_above_the_default_of_the_server_is_refused_before_anything_is_sent():
     with pytest.raises(UsageError, match="min_new_tokens is 21, but max_new_tokens is 20 unless given"):
         Parameters(min_new_tokens=21).check_default_length(str)
     with pytest.raises(UsageError, match="--min-new-tokens is 21, but --max-new-tokens is 20 unless given"):
         Parameters(min_new_tokens=21).check_default_length(as_flag)
 
 
-def test_a_least_length_above_the_limit_of_the_server_is_named_as_the_person_wrote_it():
+def test_a_minimum_length_above_the_limit_of_the_server_is_named_as_the_user_wrote_it():
     with pytest.raises(UsageError, match=r"^--min-new-tokens is 101, but this server allows at most 100[.]$"):
         Parameters(min_new_tokens=101).with_length_for_people(FakeServer(), as_flag)
     with pytest.raises(UsageError, match=r"^min_new_tokens is 101"):

@@ -64,7 +64,7 @@ def test_the_answer_follows_the_dimmed_prompt_and_a_dim_last_line_says_how_it_en
         (pb.MAX_TOKENS, {"seed": 17}, "seed 17 · cut at 2 tokens: --max-new-tokens"),
     ],
 )
-def test_the_end_of_an_answer_is_told_in_words(reason: int, fields: dict[str, object], words: str):
+def test_the_last_line_says_in_words_how_the_answer_ended(reason: int, fields: dict[str, object], words: str):
     screen = show("x", stream("a", "b", reason=reason, **fields), columns=120)
 
     assert screen.lines[-2].endswith(f" · {words}")
@@ -129,7 +129,7 @@ def test_errors_in_a_file_leave_the_answer_on_the_terminal_without_a_last_line()
     assert (screen.lines, err.getvalue()) == (["Once upon", ""], "")
 
 
-def test_of_a_long_prompt_only_the_end_is_shown():
+def test_only_the_end_of_a_long_prompt_is_shown():
     screen = show("".join(f"line {number}\n" for number in range(1000)) + "end", stream("."))
 
     assert screen.lines[0] == "... line 991"
@@ -233,7 +233,7 @@ def test_a_failure_in_the_middle_ends_the_line_and_is_passed_on():
     assert screen.lines == ["Once upon", ""]
 
 
-def test_of_a_refused_call_only_the_error_is_shown():
+def test_only_the_error_of_a_refused_call_is_shown():
     def refuse() -> Iterator[pb.GenerationResponse]:
         raise InvalidRequest("too long")
         yield
@@ -284,7 +284,7 @@ def test_tokens_are_coloured_by_their_probability_with_a_legend():
     assert screen.styled("33") == " maybe10% or more"
 
 
-def test_an_answer_that_came_whole_is_coloured_like_a_stream():
+def test_an_answer_that_arrives_whole_is_coloured_like_a_stream():
     answer = Answer()
     tokens = [token("Ġsure", 0.99), token("Ġmaybe", 0.2), token("</s>", 0.6)]
     answer.add_whole(pb.GenerationResponse(text=" sure maybe", tokens=tokens, stop_reason=pb.EOS_TOKEN))
@@ -321,7 +321,7 @@ def test_without_colour_a_table_shows_the_probabilities():
 
 
 @pytest.mark.parametrize("logprob", [1000.0, math.inf, -math.inf, math.nan])
-def test_log_probabilities_that_no_server_should_send_break_nothing(logprob: float):
+def test_log_probabilities_that_no_server_should_send_do_no_harm(logprob: float):
     info = pb.TokenInfo(text="x", logprob=logprob, top_tokens=[pb.TokenInfo.TopToken(text="y", logprob=logprob)])
     answer = Answer()
     answer.add_whole(pb.GenerationResponse(text="x", tokens=[info]))
@@ -333,7 +333,7 @@ def test_log_probabilities_that_no_server_should_send_break_nothing(logprob: flo
     assert (shown["logprob"], shown["top_tokens"][0]["logprob"]) == (expected, expected)
 
 
-def test_alternatives_are_shown_in_a_table_also_with_colours():
+def test_alternatives_are_shown_in_a_table_even_with_colours():
     frames = stream_tokens((" sure", token("Ġsure", 0.75, Ġsure=0.75, Ġno=0.125)))
 
     lines = show("x", frames, columns=80).lines
@@ -353,7 +353,7 @@ def test_the_tokens_of_the_text_have_a_table_whose_first_row_has_no_probability(
     assert ["2", "50.0%", "1", "Ġx"] in rows
 
 
-def test_a_window_that_gets_narrower_does_not_disturb_the_next_words():
+def test_a_window_that_becomes_narrower_does_not_garble_the_next_words():
     def frames(terminal: Terminal) -> Iterator[pb.GenerationResponse]:
         yield from list(stream(" two", "unused"))[:2]
         terminal.resize(20)

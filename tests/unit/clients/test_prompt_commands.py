@@ -1,4 +1,4 @@
-"""What a line of a prompt loop means, and what Tab makes of it."""
+"""What a line of a prompt loop means, and how Tab completes it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_lines_without_a_command_are_texts(line: str):
         ("/?", Command("/help", "")),
     ],
 )
-def test_commands_are_understood_as_people_type_them(line: str, command: Command):
+def test_commands_are_recognized_however_people_type_them(line: str, command: Command):
     assert parse_command(line) == command
 
 

@@ -1,4 +1,4 @@
-"""The history of prompts: what comes back, and who may read it."""
+"""The history of prompts: which entries come back, and who may read them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_lines_that_nobody_can_have_typed_are_skipped(tmp_path: Path):
     assert PromptHistory(path).load() == ["one", "two"]
 
 
-def test_of_a_huge_file_only_the_end_is_read_and_kept(tmp_path: Path):
+def test_only_the_end_of_a_huge_file_is_read_and_kept(tmp_path: Path):
     path = tmp_path / "history"
     path.write_bytes(b"x" * MAX_BYTES + b"\nlast\n")
 

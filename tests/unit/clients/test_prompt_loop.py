@@ -1,4 +1,4 @@
-"""The prompt loop with scripted lines, and a server that answers with what it was asked."""
+"""The prompt loop with scripted lines, and a server that echoes its requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ADDRESS = Address("192.0.2.1", 8033, is_tls=False, source="--url")
 
 
 class FakeClient:
-    """Notes requests, and fails as it is told."""
+    """Records requests, and fails on demand."""
 
     address = ADDRESS
 
@@ -51,7 +51,7 @@ class FakeClient:
 
 
 class FakeConnector:
-    """Notes what became of the connection; the server is back when it is told so."""
+    """Records what happens to the connection; a test says when the server is back."""
 
     def __init__(self, client: FakeClient) -> None:
         self.client = client
@@ -71,7 +71,7 @@ class FakeConnector:
 
 
 class ScriptedLines:
-    """Types what it is given: a text, an exception to raise, or something to do before the next line."""
+    """Types a script: texts, exceptions to raise, and things to do before the next line."""
 
     def __init__(self, script: list[str | Exception | Callable[[], object]]) -> None:
         self._script = script
@@ -129,7 +129,7 @@ def session() -> Session:
     return Session.make()
 
 
-def test_it_says_what_it_talks_to_and_completes_each_line_until_the_end_of_input(session: Session):
+def test_the_loop_names_the_server_and_completes_each_line_until_the_end_of_input(session: Session):
     session.run("Once upon", "", "  Indented")
 
     assert session.shown.startswith("The model at 192.0.2.1:8033. Each line is a text to complete; /help lists the")
@@ -161,7 +161,7 @@ def test_texts_arrive_as_they_were_meant(session: Session, lines: list[str], tex
     assert "\x1b" not in session.shown
 
 
-def test_continue_goes_on_from_text_and_answer_and_retry_asks_the_same_again(session: Session):
+def test_continue_goes_on_from_text_and_answer_and_retry_repeats_the_request(session: Session):
     session.run("Once upon", "/continue", "/retry", "Then", "/continue")
 
     assert session.client.texts == [
@@ -174,7 +174,7 @@ def test_continue_goes_on_from_text_and_answer_and_retry_asks_the_same_again(ses
     assert session.shown.count("because it is greedy: /set temperature") == 1
 
 
-def test_an_answer_that_was_refused_leaves_the_text_to_be_retried(session: Session):
+def test_a_refused_text_can_be_retried(session: Session):
     session.client.error = InvalidRequest("input tokens (700) plus prefix length (0) must be < 512")
 
     session.run("Once", lambda: setattr(session.client, "error", None), "/retry", "/continue")
@@ -194,7 +194,7 @@ def test_settings_apply_from_the_next_answer_and_can_be_reset(session: Session):
     assert re.search(r"^max_new_tokens 7 +Most tokens", session.shown, re.MULTILINE)
 
 
-def test_the_parameters_of_the_command_line_hold_and_a_length_for_people_within_the_servers_limit(session: Session):
+def test_the_parameters_of_the_command_line_apply_with_a_length_for_people_within_the_servers_limit(session: Session):
     session.run("Once", "/show", parameters=Parameters(temperature=0.5))
 
     (request,) = session.client.requests
@@ -230,14 +230,14 @@ def test_a_length_above_the_servers_limit_names_the_setting(session: Session):
     assert "max_new_tokens is 500, but this server allows at most 128." in session.shown
 
 
-def test_ctrl_c_says_how_to_leave_only_if_nothing_had_been_typed(session: Session):
+def test_ctrl_c_says_how_to_leave_only_if_nothing_was_typed(session: Session):
     session.run(LineCanceled("half a li"), '"""begun', LineCanceled(""), LineCanceled(""), "Once")
 
     assert session.shown.count("/bye leaves") == 1
     assert session.client.texts == ["Once"]
 
 
-def test_a_connection_that_broke_since_the_last_answer_is_opened_again_without_a_word(session: Session):
+def test_a_connection_that_broke_after_the_last_answer_is_reopened_silently(session: Session):
     session.client.error = Unavailable("Connection refused")
     session.connector.is_back = True
 
@@ -248,7 +248,7 @@ def test_a_connection_that_broke_since_the_last_answer_is_opened_again_without_a
     assert "refused" not in session.shown
 
 
-def test_a_server_that_went_away_is_one_sentence_and_reached_again_once_it_is_back(session: Session):
+def test_a_server_that_goes_away_is_reported_in_one_sentence_and_used_again_once_it_is_back(session: Session):
     session.client.error = Unavailable("Connection refused")
 
     session.run("Once", "/show", lambda: setattr(session.connector, "is_back", True), "/retry")
@@ -259,7 +259,7 @@ def test_a_server_that_went_away_is_one_sentence_and_reached_again_once_it_is_ba
     assert "Once a time\n" in session.shown
 
 
-def test_an_answer_that_breaks_off_is_not_asked_for_again_by_itself(session: Session):
+def test_an_interrupted_answer_is_not_requested_again_automatically(session: Session):
     session.client.error, session.client.begins = Unavailable("The connection broke."), True
     session.connector.is_back = True
 

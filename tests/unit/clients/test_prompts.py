@@ -86,7 +86,7 @@ def test_a_json_line_has_a_text_and_its_own_parameters(tmp_path: Path):
     ]
 
 
-def test_all_wrong_lines_are_named_before_anything_is_sent(tmp_path: Path):
+def test_all_invalid_lines_are_listed_before_anything_is_sent(tmp_path: Path):
     lines = [
         '{"text": "fine"}',
         '{"text": 3}',
@@ -156,7 +156,7 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path, name: str, 
         read_file(tmp_path / name)
 
 
-def test_input_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_endless_input_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tgis_cli.clients.prompts.MAX_TEXT_BYTES", 1 << 20)
     for use in (lambda: read_prompt([], sys.stdin), lambda: read_file(Path("-"))):
         with open("/dev/zero") as zeros:
@@ -170,7 +170,7 @@ def test_dev_null_is_an_empty_file():
         read_file(Path("/dev/null"))
 
 
-def test_what_can_be_read_only_once_is_checked_and_read_all_the_same(monkeypatch: pytest.MonkeyPatch):
+def test_input_that_can_be_read_only_once_is_still_checked_and_read(monkeypatch: pytest.MonkeyPatch):
     reader, writer = os.pipe()
     os.write(writer, b"one\ntwo\n")
     os.close(writer)
@@ -181,7 +181,7 @@ def test_what_can_be_read_only_once_is_checked_and_read_all_the_same(monkeypatch
     assert [prompt.text for prompt in prompts] == ["one", "two"]
 
 
-def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path: Path):
+def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"text": "x"}\n')
 

@@ -1,4 +1,4 @@
-"""`tgis generate` without its framework: the same values for the same line, or none."""
+"""`tgis generate` without the framework: the same values for the same line, or none."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_line_means_the_same_with_and_without_the_framework(recorder: Recorder
         "-vn 2",
     ],
 )
-def test_a_line_that_is_not_plainly_right_is_left_to_the_framework(recorder: Recorder, line: str):
+def test_a_line_that_is_not_plainly_correct_is_left_to_the_framework(recorder: Recorder, line: str):
     quick_line.run_quickly(line.split())
 
     assert recorder.seen is None
@@ -121,7 +121,7 @@ def test_a_value_out_of_range_is_the_same_error_with_and_without_the_framework(
     assert expected.startswith("tgis: --top-k is -1, ")
 
 
-def test_all_options_are_known_but_those_that_are_left_to_the_framework():
+def test_all_options_are_known_except_those_that_are_left_to_the_framework():
     command = typer.main.get_command(command_module.app)
 
     flags = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
@@ -130,7 +130,7 @@ def test_all_options_are_known_but_those_that_are_left_to_the_framework():
     assert known - flags == set()
 
 
-def test_the_line_of_this_test_has_every_parameter():
+def test_the_example_line_has_every_parameter():
     values = quick_line.read_line(PARAMETERS_LINE.split())
 
     assert values is not None

@@ -24,7 +24,7 @@ ROWS = [
 
 
 def without_age(lines: list[str]) -> list[str]:
-    """The start of a process that a test invents is that of the machine."""
+    """Lines with a fixed age: an invented process counts as started with the machine."""
     age = format_age(ROWS[0].server.age_s)
     return [line.replace(age, "1d".rjust(len(age))) for line in lines]
 
@@ -75,7 +75,7 @@ def test_states_are_short(status: Status, text: str):
     assert str(status) == text
 
 
-def test_as_json_nothing_has_to_be_taken_apart():
+def test_as_json_every_fact_has_a_field_of_its_own():
     facts = ROWS[1].as_dict()
 
     assert (facts["state"], facts["phase"], facts["share"]) == ("starting", "reading weights", 0.4)

@@ -1,4 +1,4 @@
-"""Which servers `tgis stop` means."""
+"""Which servers `tgis stop` stops."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_empty_name_is_a_usage_error():
         pick_servers([""], [DEMO], everything=False)
 
 
-def test_without_a_name_the_only_server_is_meant():
+def test_without_a_name_the_only_server_is_stopped():
     assert pick_servers([], [DEMO], everything=False) == [DEMO]
 
 

@@ -35,7 +35,7 @@ class Server:
         return Wait(limit_s, self.sleep, lambda: self.now).connect(self.attempt, told.append)  # type: ignore[arg-type]
 
 
-def test_it_waits_until_a_server_is_there_and_has_loaded_and_tells_the_first_reason():
+def test_wait_lasts_until_a_server_has_loaded_and_shows_the_first_reason():
     told: list[str] = []
 
     assert Server().wait(math.inf, told) == "client"
@@ -56,6 +56,6 @@ def test_options_that_cannot_be_used_end_the_wait_at_once():
         Server([UsageError("wrong")]).wait(math.inf, [])
 
 
-def test_the_reason_is_the_first_sentence_of_the_server():
+def test_the_reason_is_the_first_sentence_from_the_server():
     assert shorten("No server at h:1 (from TGIS_URL): start one.") == "Waiting for a server at h:1 (from TGIS_URL)"
     assert shorten(LOADING) == "The model is still loading; shard-0 reads weights, 1.5 GiB of 3.0 GiB"

@@ -21,12 +21,14 @@ from tgis_cli.terminal.capabilities import get_width, has_color, is_capable, is_
         ({}, False, False),
     ],
 )
-def test_a_terminal_is_as_able_as_its_environment_says(environ: dict[str, str], capable: bool, colored: bool) -> None:
+def test_a_terminal_is_as_capable_as_its_environment_says(
+    environ: dict[str, str], capable: bool, colored: bool
+) -> None:
     with pseudo_terminal(80) as terminal:
         assert (is_capable(terminal.stream, environ), has_color(terminal.stream, environ)) == (capable, colored)
 
 
-def test_a_pipe_and_a_closed_stream_are_no_terminals() -> None:
+def test_a_pipe_and_a_closed_stream_are_not_terminals() -> None:
     closed = io.StringIO()
     closed.close()
 

@@ -1,4 +1,4 @@
-"""What shells complete, asked in the way of each shell."""
+"""What shells complete, queried in the way of each shell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Complete = Callable[[str], list[str]]
 
 @pytest.fixture
 def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A cache with three models, and a current directory with one of its own."""
+    """A cache with three models, and a current directory with another one."""
     for name in ("org--small", "org--large", "other--small"):
         (tmp_path / "hub" / f"models--{name}").mkdir(parents=True)
     (tmp_path / "here" / "my-model").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""How commands end whose output cannot be written: one sentence, the right code, no traceback."""
+"""How commands end if their output cannot be written: one sentence, the right code, no traceback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Healthy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """Of a server that says that it is healthy."""
+    """The address of a server that says that it is healthy."""
     with HTTPServer(("127.0.0.1", 0), Healthy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -81,7 +81,7 @@ with errors_as_exit_codes(debug=False):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
-def test_a_command_without_memory_does_not_speak_of_a_servers_options(error: Exception):
+def test_a_command_without_memory_does_not_mention_a_servers_options(error: Exception):
     assert explain_error(error) == (
         "This command ran out of memory: free some, or raise its limit (`ulimit -v`).",
         NotEnoughDevices.exit_code,

@@ -88,7 +88,7 @@ def test_boxes_have_straight_edges(line: str, width: int) -> None:
     assert {(count_columns(part), part[-1] in "╮│╯") for part in boxed if part} == {(min(width, 100), True)}
 
 
-def test_texts_hang_beside_their_names_and_long_names_stand_alone() -> None:
+def test_texts_are_beside_their_names_and_long_names_have_lines_of_their_own() -> None:
     rows = (
         Row("--port INT", "The port to listen on, where clients connect.", "default: 3000"),
         Row("--a-very-long-name-of-an-option INT", "Something."),
@@ -110,7 +110,7 @@ def test_texts_hang_beside_their_names_and_long_names_stand_alone() -> None:
     )
 
 
-def test_facts_are_dim_even_where_they_continue_in_the_next_line() -> None:
+def test_facts_are_dim_even_where_they_continue_on_the_next_line() -> None:
     page = HelpPage("t", (), (Section("Options", (Row("--port INT", "Where it is.", "env: PORT; default: 3000"),)),))
 
     dim = re.findall(r"\x1b\[2m([^─╭╮╰╯│]*?)\x1b\[0m", page.render(40, is_styled=True))

@@ -16,7 +16,7 @@ from tgis_cli.clients import probe
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """A cache with one model, which is broken, so that nothing can be started with it."""
+    """A cache with one model, which is broken, so that nothing can be started."""
     (tmp_path / "models--org--small").mkdir()
     return tmp_path
 
@@ -185,7 +185,7 @@ def test_with_json_a_failure_is_also_one_object(line: str, told: dict[str, objec
 
 
 @pytest.mark.parametrize("line", ["help help", "help --json"])
-def test_help_itself_has_no_other_help_than_the_table(line: str, cache: Path) -> None:
+def test_the_only_help_on_help_is_the_table(line: str, cache: Path) -> None:
     result = type_line(line, cache)
 
     assert (result.returncode, result.stderr) == (0, b"")

@@ -45,7 +45,7 @@ WORDS = (
         (["model", "--nope"], "--nope"),
     ],
 )
-def test_the_first_word_that_is_no_option_is_found(words: list[str], unknown: str | None) -> None:
+def test_the_first_unknown_option_is_found(words: list[str], unknown: str | None) -> None:
     assert find_unknown(OPTIONS, words, is_group=False) == unknown
 
 
@@ -55,7 +55,7 @@ def test_in_a_group_the_words_of_the_command_are_not_its_options() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(words=st.lists(st.sampled_from(WORDS), max_size=6))
-def test_the_framework_never_meets_an_option_that_it_does_not_know(words: list[str]) -> None:
+def test_the_framework_never_gets_an_unknown_option(words: list[str]) -> None:
     unknown = find_unknown(OPTIONS, words, is_group=False)
 
     error = parse(words)

@@ -60,7 +60,7 @@ def test_what_is_typed_is_not_shown_and_the_terminal_is_as_before_however_it_end
         shell.wait(10)
 
 
-def test_a_suspended_program_gives_the_echo_back_and_takes_it_again_when_it_continues():
+def test_a_suspended_program_restores_the_echo_and_switches_it_off_again_when_it_continues():
     with open_terminal() as terminal:
         before = termios.tcgetattr(terminal.stream)
         shell = start(terminal, "echo suspended; read -r go; fg")
@@ -78,7 +78,7 @@ def test_a_suspended_program_gives_the_echo_back_and_takes_it_again_when_it_cont
         shell.wait(10)
 
 
-def test_what_is_no_terminal_is_let_alone():
+def test_other_outputs_than_terminals_are_left_alone():
     before = signal.getsignal(signal.SIGTERM)
     with quiet_input(io.StringIO()):
         assert signal.getsignal(signal.SIGTERM) is before

@@ -7,7 +7,7 @@ from pathlib import Path
 from tgis_cli.terminal.state_dir import find_state_dir, make_private_dir
 
 
-def test_it_is_in_the_state_directory_of_the_user_if_there_is_a_home(tmp_path: Path):
+def test_the_directory_is_in_the_users_state_directory_if_there_is_a_home(tmp_path: Path):
     home = {"HOME": str(tmp_path)}
 
     assert find_state_dir(home) == tmp_path / ".local" / "state" / "tgis"

@@ -34,16 +34,16 @@ def test_elsewhere_each_change_is_a_line(stream: io.StringIO, term: str):
     assert show_two(stream, term) == "2 calls\n1 call\n"
 
 
-def test_elsewhere_nothing_is_written_if_lines_would_be_noise():
+def test_elsewhere_nothing_is_written_if_lines_are_not_wanted():
     assert show_two(io.StringIO(), "xterm", elsewhere_every_s=math.inf) == ""
 
 
-def test_elsewhere_lines_may_be_rare():
+def test_elsewhere_lines_can_be_kept_apart_in_time():
     assert show_two(io.StringIO(), "xterm", elsewhere_every_s=2) == "2 calls\n1 call\n"
     assert show_two(io.StringIO(), "xterm", elsewhere_every_s=3) == "2 calls\n"
 
 
-def test_a_stream_that_is_full_or_closed_ends_nothing():
+def test_a_full_or_closed_stream_does_not_end_the_command():
     closed, full = io.StringIO(), open("/dev/full", "w")  # noqa: SIM115  closing it fails
     closed.close()
     for stream in (closed, full):

@@ -58,7 +58,7 @@ def test_errors_after_the_signal_do_not_hide_it(number: signal.Signals, exit_cod
     assert stopped.value.exit_code == exit_code
 
 
-def test_without_a_signal_errors_are_what_they_are():
+def test_without_a_signal_errors_pass_unchanged():
     with pytest.raises(OSError, match="the disk is full"), ended_by_signals():
         raise OSError("the disk is full")
 

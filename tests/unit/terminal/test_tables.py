@@ -1,4 +1,4 @@
-"""What is printed for people never controls their terminal, whatever is in the names in it."""
+"""Output for people never controls their terminal, whatever names it contains."""
 
 from __future__ import annotations
 

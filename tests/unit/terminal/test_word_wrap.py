@@ -1,4 +1,4 @@
-"""Streamed text on a terminal: whole words, whatever the pieces in which it comes."""
+"""Streamed text on a terminal: whole words, however the text is split into pieces."""
 
 from __future__ import annotations
 
