@@ -15,7 +15,7 @@ from tgis_server.words.loading import STILL_LOADING
 
 
 class Connector(Protocol):
-    """The server of one command."""
+    """Gives one command its connections to its server."""
 
     def connect(self) -> AbstractContextManager[Client]:
         """Open the first connection. The server may end with it.

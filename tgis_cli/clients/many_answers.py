@@ -118,7 +118,7 @@ class ManyAnswers:
     def show(self, job: Job, result: Answer | RequestError) -> None:
         """Print one answer, or report its failure."""
         if isinstance(result, Unavailable):
-            raise Unavailable(f"{job.name}: {result}; {self.num_done} of {self.total} answers came before.")
+            raise Unavailable(f"{job.name}: {result}; {self.num_done} of {self.total} answers arrived before that.")
         self.num_done += 1
         if isinstance(result, RequestError):
             self.num_failed += 1

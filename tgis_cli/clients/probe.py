@@ -19,7 +19,7 @@ from pathlib import Path
 from tgis_cli.clients.address import GRPC, HTTP, Address, find_address
 from tgis_cli.terminal.argument_parser import ArgumentParser
 
-TYPE_CHECKING = False  # importing typing would add a tenth to the imports
+TYPE_CHECKING = False  # importing typing would add a tenth to the import time
 if TYPE_CHECKING:
     from typing import Any
 
@@ -54,7 +54,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     options = make_parser().parse_args(argv)
     try:
         return ask(options, environ)
-    except Exception as error:  # importing the class of our errors would add a fifth to the imports
+    except Exception as error:  # importing the class of our errors would add a fifth to the import time
         if not hasattr(error, "exit_code"):
             raise
         return fail(str(error), error.exit_code, as_json=options.json)

@@ -30,7 +30,7 @@ class State(StrEnum):
     FAILED = "failed"
     SILENT = "no answer"
     FROZEN = "frozen"  # its launcher is stopped (SIGSTOP)
-    LOST = "run directory deleted"  # with the sockets on which it would answer
+    LOST = "run directory deleted"  # with its sockets, so it cannot answer
     FOREIGN = "of another version"  # its sockets may differ
 
 

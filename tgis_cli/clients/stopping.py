@@ -33,7 +33,7 @@ class Stopped:
 
     server: RunningServer
     seconds: float | None  # until it ended; ``None``: it is still running
-    num_calls: int = 0  # in flight when that was last known
+    num_calls: int = 0  # in flight, as last known
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-TYPE_CHECKING = False  # importing typing would add a tenth to the imports of `tgis health`
+TYPE_CHECKING = False  # importing typing would add a tenth to the import time of `tgis health`
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator

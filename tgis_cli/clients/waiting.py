@@ -79,7 +79,7 @@ def connect_when_ready(connection: Connection, limit_s: float, presenter: Presen
 
 
 def shorten(reason: str) -> str:
-    """The first sentence of what the server says, or of why there is no server."""
+    """The first sentence of a reason, which is short enough for one line."""
     if reason.startswith(NO_SERVER):
         return f"{NO_SERVER_YET}{reason.removeprefix(NO_SERVER).partition(': ')[0]}"
     text = reason.partition(UNAVAILABLE)[2] or reason

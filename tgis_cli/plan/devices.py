@@ -61,7 +61,7 @@ def read_gpu(text: str) -> tuple[str, int]:
     if re.search(r"\s*[x*:]\s*0+$", text, re.IGNORECASE):
         raise UsageError(f"--gpu is {text!r}, but must state at least one GPU.")
     number = r"[1-9]\d{0,2}"
-    times = r"\s*(?<![rg]t)[x*:]\s*"  # not the x of RTX
+    times = r"\s*(?<![rg]t)[x*:]\s*"  # but not the x in RTX
     found = re.fullmatch(rf"(?:({number}){times})?(.+?)(?:{times}({number}))?", text.strip(), re.IGNORECASE)
     return (found[2], int(found[1] or found[3] or 0)) if found else (text, 0)
 
@@ -91,7 +91,7 @@ def read_gpu_memory(text: str, name: str) -> GpuMemory:
         text: the whole value of ``--gpu``, for errors.
 
     Raises:
-        UsageError: the text is neither.
+        UsageError: the text is neither a name nor a size.
     """
     cards = find_cards(name)
     if len(cards) == 1:
@@ -99,7 +99,7 @@ def read_gpu_memory(text: str, name: str) -> GpuMemory:
         return GpuMemory(card.usable_bytes, card.nominal_gb, card.title, tuple(filter(None, [card.warning])))
     if cards:
         titles = or_list([card.title for card in cards])
-        raise UsageError(f"--gpu is {text!r}, which is sold with different sizes (did you mean {titles}?).")
+        raise UsageError(f"--gpu is {text!r}, which is sold in several sizes (did you mean {titles}?).")
     if (sold := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb?)?", name.strip(), re.IGNORECASE)) and 0 < float(
         sold[1]
     ) <= MAX_GB:

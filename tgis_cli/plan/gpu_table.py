@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tgis_server.words.close_words import find_close
 from tgis_server.words.sizes import GIB
 
-# name -> GB on the box; a card that is sold with different sizes has several
+# name -> GB on the box; a card that is sold in several sizes has several
 NOMINAL_GB: dict[str, tuple[int, ...]] = {
     # Data centres
     "P4": (8,),

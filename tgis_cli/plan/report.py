@@ -70,7 +70,7 @@ class PlanReport:
 
     @property
     def inferred(self) -> dict[str, dict[str, Any]]:
-        """What the launcher would choose, without what depends on another machine or on files that are missing here."""
+        """What the launcher would choose, except for values that depend on another machine or on missing files."""
         found = self.resolved.inferred() if self.resolved else {}
         left_out = ABOUT_THIS_MACHINE if self.devices.stated else ABOUT_FILES_HERE if self.source.is_stand_in else ()
         return {name: entry for name, entry in found.items() if name not in left_out}

@@ -232,7 +232,7 @@ def read_obscure_server(pid: int, door: Path, proc: Path) -> RunningServer:
     """A server whose run directory has been deleted, or has files with other fields.
 
     Raises:
-        OSError, ValueError: it has ended meanwhile.
+        OSError, ValueError: the server has ended meanwhile.
     """
     is_lost = is_deleted(door)
     command = (proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -186,7 +186,7 @@ def show_progress(action: str, total_bytes: int, *, as_json: bool) -> Iterator[P
 
 
 def tell(sentence: str, event: str = "note", *, as_json: bool, **facts: Any) -> None:
-    """Print a sentence on stderr, or an event on stdout, outside of any progress."""
+    """Print a sentence on stderr, or an event on stdout, outside any display of progress."""
     if as_json:
         print_event(sys.stdout, event=event, text=sentence, **facts)
     else:

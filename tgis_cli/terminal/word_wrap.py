@@ -1,6 +1,6 @@
 """Text that arrives piece by piece, shown on a terminal at once and broken between words.
 
-A word is written as it comes. Once it crosses the right edge it is erased and written again on the next line, so
+A word is written as it arrives. Once it crosses the right edge it is erased and written again on the next line, so
 nothing is held back and no word is broken, unless it is longer than a line.
 """
 

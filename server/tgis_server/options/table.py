@@ -286,7 +286,7 @@ class ServeConfig:
     step_timeout: Annotated[
         float,
         Opt(
-            help="Seconds after which a step is considered hung; ten times its predicted time counts if that is more.",
+            help="Seconds after which a step is considered hung, or ten times its predicted time if that is longer.",
             group="Process",
             gt=0,
         ),
@@ -429,12 +429,16 @@ class ServeConfig:
     ] = None
     master_addr: Annotated[
         str | None,
-        Opt(help="Shards on one machine meet in the run directory.", group="Accepted, without effect", hidden=True),
+        Opt(
+            help="Shards on one machine connect through the run directory.",
+            group="Accepted, without effect",
+            hidden=True,
+        ),
     ] = None
     master_port: Annotated[
         int | None,
         Opt(
-            help="Shards on one machine meet in the run directory.",
+            help="Shards on one machine connect through the run directory.",
             group="Accepted, without effect",
             ge=0,
             le=65535,
