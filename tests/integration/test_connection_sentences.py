@@ -108,7 +108,7 @@ def answering(answer: bytes | None) -> Iterator[str]:
 # -- nobody there
 
 
-def test_a_name_that_does_not_resolve_is_told_apart_from_a_missing_server():
+def test_a_name_that_does_not_resolve_is_not_reported_as_a_missing_server():
     assert connect(Connection("no-such-host.invalid:8033")).startswith("The name no-such-host.invalid ")
     assert connect(Connection("127.0.0.1:1")) == (
         "No server at 127.0.0.1:1: start one with `tgis launch`, or give the address with --url HOST:PORT."
@@ -157,7 +157,7 @@ PORT_UNKNOWN = "{address} is a TGIS server's HTTP port; gRPC uses another, 8033 
         ('{"model": "x", "grpc_port": 65536}', PORT_UNKNOWN),
     ],
 )
-def test_what_another_http_server_answers_is_not_trusted(body: str, sentence: str):
+def test_the_answer_of_another_http_server_is_not_trusted(body: str, sentence: str):
     answer = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
 
     with answering(answer) as address:

@@ -91,7 +91,7 @@ def test_a_pipe_gets_only_the_answer_and_the_log_is_private(environ: dict[str, s
     assert list(Path(environ["TGIS_RUN_DIR"]).iterdir()) == []
 
 
-def test_a_start_that_fails_says_what_the_launcher_says_with_its_code_and_the_log(
+def test_a_failed_start_gives_the_launchers_sentence_and_code_and_names_the_log(
     environ: dict[str, str], tmp_path: Path
 ):
     missing = run(environ, "no/model", "Once")

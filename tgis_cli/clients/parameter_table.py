@@ -248,7 +248,7 @@ def is_unicode(text: str) -> bool:
 
 
 def show(value: object) -> str:
-    """A value as it was written, shortened, and quoted if it could be misread."""
+    """A value as written, but shortened, and quoted if it could be misread."""
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     short = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
     is_plain = not isinstance(value, str) or (short and short.isprintable() and " " not in short)

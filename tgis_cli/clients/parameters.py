@@ -1,6 +1,6 @@
 """The parameters of one generation request, read from flags, JSON and settings, and put into a message.
 
-What each of them accepts is in ``parameter_table.py``; the limits of a model are checked by its server. Protobuf is
+``parameter_table.py`` says what each of them accepts; the limits of a model are checked by its server. Protobuf is
 imported on first use.
 """
 

@@ -174,7 +174,7 @@ class Presenter:
         return Spinner(self.err, writer.column, num_free, indent=" " if writer.column else "")
 
     def _shorten(self, prompt: str) -> str:
-        """The end of a long prompt, escaped, because the answer continues there."""
+        """The prompt, escaped. Only the end of a long one is shown, because the answer continues there."""
         most = MAX_PROMPT_LINES * get_width(self.out)
         lines = escape_controls(prompt[-most:]).split("\n")
         shown = "\n".join(lines[-MAX_PROMPT_LINES:])

@@ -2,7 +2,7 @@
 
 One entry is one line of the file, with line ends written as ``\\n``. Loops that run at the same time append to the same
 file. Errors in reading and writing are ignored, because prompts work without a history. Only a regular file is
-opened, since a named pipe would block.
+opened, because a named pipe would block.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``tgis config``: show every option with its origin and what is inferred, or write a commented file of them."""
+"""``tgis config``: show every option with its origin, and what is inferred; or write a config file with comments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 @app.callback()
 def config() -> None:
-    """Show the options of `tgis launch`, or write a file of them."""
+    """Show the options of `tgis launch`, or write a config file."""
 
 
 def show(

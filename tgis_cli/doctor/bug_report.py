@@ -152,7 +152,7 @@ def to_json(value: object) -> str:
 
 
 def describe_config(subject: Subject) -> dict[str, Any]:
-    """As `tgis config show --json` does."""
+    """The configuration in the form of `tgis config show --json`."""
     inferred = subject.resolved.inferred() if subject.resolved else {}
     return {"options": subject.loaded.as_dict(), "inferred": inferred, "refused": subject.refused}
 

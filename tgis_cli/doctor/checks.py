@@ -1,4 +1,4 @@
-"""The table of checks, and how they are run. A check that raises becomes a finding itself."""
+"""The table of checks, and how they are run. If a check itself fails, that becomes a finding."""
 
 from __future__ import annotations
 

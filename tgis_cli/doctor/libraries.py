@@ -59,7 +59,7 @@ def find_version(subject: Subject, name: str) -> str:
 
 
 def read_requirements() -> list[Requirement]:
-    """TGIS's own requirements, without those of extras; empty if TGIS is not installed."""
+    """TGIS's own requirements, without the ones of its extras; empty if TGIS is not installed."""
     from packaging.requirements import Requirement
 
     try:

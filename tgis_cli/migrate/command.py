@@ -84,7 +84,7 @@ def read_parameter(param: Any, value: object, arguments: list[str]) -> Given:
 
 
 def find_words(argv: list[str], environ: Mapping[str, str]) -> list[str]:
-    """The executable and its arguments; variables in a shell script are filled in as far as they are known."""
+    """The executable and its arguments; known variables in a shell script are filled in."""
     if argv and argv[0].rsplit("/", 1)[-1] in SHELLS:
         script = next((word for before, word in pairwise(argv) if before.endswith("c")), "")
         for words in read_commands(script):

@@ -67,7 +67,7 @@ class RunLog:
         return lines[-1].strip() if lines else ""
 
     def close(self, *, is_wanted: bool, is_needed: bool = True) -> None:
-        """Close it, and remove it or the oldest of the others.
+        """Close the file, and remove it or the oldest other logs.
 
         Args:
             is_wanted: the user has been told about the file.

@@ -126,7 +126,7 @@ def has_engine(model_dir: Path) -> bool:
 
 
 def lay_out_converted(sources: Mapping[Path, Path], directory: Path) -> int:
-    """Lay out the headers that a conversion of PyTorch weights would make.
+    """Lay out the headers that a conversion of PyTorch weights would produce.
 
     Returns:
         The size of the files that are not converted yet.

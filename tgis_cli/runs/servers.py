@@ -54,7 +54,7 @@ class ServerTls:
     """How a server's gRPC port uses TLS, as far as a client must know."""
 
     certificate: Path  # absolute
-    names: tuple[str, ...]  # that the certificate is for; empty while the server starts
+    names: tuple[str, ...]  # in the certificate; empty while the server starts
     demands_client_certificate: bool
 
 

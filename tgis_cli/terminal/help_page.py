@@ -1,4 +1,4 @@
-"""A page of help as text: usage, what a command does, its options in sections, and examples.
+"""A help page as text: usage, what a command does, its options in sections, and examples.
 
 Independent of the frameworks that parse command lines: ``option_help.py`` and ``argument_parser.py`` make the pages.
 Names are never cut, and every text is wrapped between words with a hanging indent.

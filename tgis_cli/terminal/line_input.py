@@ -1,7 +1,7 @@
 """Lines that the user types, edited with readline where Python has it: history, Tab, pasted text in one piece.
 
 Ctrl-C is a signal, so it is handled here too: at a prompt it cancels the line, and elsewhere it interrupts only code
-that asks for that. What the lines mean is not known here.
+that asks for that. This module does not interpret the lines.
 """
 
 from __future__ import annotations

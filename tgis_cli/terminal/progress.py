@@ -55,7 +55,7 @@ class Progress:
         self.done_bytes += num_bytes
 
     def advance(self, num_bytes: int) -> None:
-        """Count bytes that were moved; a negative number takes back those of an abandoned attempt."""
+        """Count bytes that were moved; a negative number subtracts the bytes of an abandoned attempt."""
         self.done_bytes += num_bytes
         self._moved_bytes += max(0, num_bytes)
         self.tick()

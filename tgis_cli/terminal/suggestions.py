@@ -190,7 +190,7 @@ def value_of(param: Any) -> str:
 
 
 def find_command_with(word: str, command: str) -> str | None:
-    """Another command that has this very option; for a group the first of its own."""
+    """Another command that has exactly this option; for a group, one of its own comes first."""
     from tgis_cli.terminal.command_table import COMMANDS, load_command
 
     if word[:2] != "--":

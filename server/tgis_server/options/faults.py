@@ -1,6 +1,6 @@
 """Failures on demand: ``--fault PROCESS:KIND@MOMENT`` makes a process fail as machines and libraries do.
 
-Code calls ``reach`` at each moment, and the fault strikes at the one that the option names. For tests and rehearsals only: a
+Code calls ``reach`` at each moment, and the fault strikes at the one it names. For tests and rehearsals only: a
 real engine also needs ``--allow-faults``.
 """
 

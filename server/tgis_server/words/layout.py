@@ -15,7 +15,7 @@ GAP = 2  # blanks between two cells of a row
 STACKED_INDENT = 4  # of the cells below the first, where the columns are too narrow to stand side by side
 MIN_LAST = 24  # columns for the last cell of a row, unless it is shorter
 MIN_ROOM = 8  # columns for a text beside what its lines start with, even if the terminal is narrower
-# A cell that is wider than this part of a line, as long paths are, does not widen its column: the first, the others.
+# A cell that is wider than this part of a line, such as a long path, does not widen its column: the first, the others.
 MAX_SHARES = (2, 5)
 BREAK_AFTER = "/,;=:&?"  # in a word that is longer than a line
 
@@ -26,8 +26,8 @@ def wrap(text: str, width: int | None, *, first: str = "", rest: str | None = No
     A word is broken only if no line could hold it, as with long paths.
 
     Args:
-        first: what the first line starts with.
-        rest: what the other lines start with; by default blanks up to the start of the text.
+        first: the start of the first line.
+        rest: the start of the other lines; by default blanks up to the start of the text.
     """
     line, *others = escape_controls(text).split("\n")
     start = " " * count_columns(first) if rest is None else rest

@@ -62,7 +62,7 @@ def test_values_outside_of_a_range_are_usage_errors_that_name_it(name: str, valu
     [case for case in OUTSIDE if case not in LENIENT and case[0] in ("temperature", "top_p", "typical_p", "top_n")]
     + [case for case in OUTSIDE if case[0] == "length_penalty"],
 )
-def test_what_is_refused_here_is_refused_by_the_server_too(name: str, value: float):
+def test_values_that_are_refused_here_are_refused_by_the_server_too(name: str, value: float):
     try:
         request = Parameters(**{name: value}).to_request("x")
     except ValueError:  # a negative number in an unsigned field

@@ -47,7 +47,7 @@ def test_a_long_file_is_shortened_to_the_latest_entries(tmp_path: Path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_without_a_place_that_can_be_written_to_there_is_no_history_and_no_complaint(tmp_path: Path):
+def test_without_a_writable_place_there_is_no_history_and_no_error(tmp_path: Path):
     (tmp_path / "file").touch()
 
     for history in (PromptHistory(None), PromptHistory.find({"XDG_STATE_HOME": str(tmp_path / "file")})):

@@ -1,4 +1,4 @@
-"""Where texts come from: words, standard input and files, and what is wrong with them."""
+"""Where texts come from: words, standard input and files; and the errors for unusable ones."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ PARAMETERS_LINE = (
 
 
 class Recorder:
-    """Stands in for what both readers call."""
+    """Stands in for the function that both parsers call."""
 
     def __init__(self) -> None:
         self.seen: Seen | None = None

@@ -67,7 +67,7 @@ def test_all_means_all_even_if_there_are_none():
         ),
     ],
 )
-def test_what_is_unclear_is_a_usage_error_that_lists_the_servers(names: list, running: list, complaint: str):
+def test_an_ambiguous_choice_is_a_usage_error_that_lists_the_servers(names: list, running: list, complaint: str):
     with pytest.raises(UsageError) as refused:
         pick_servers(names, running, everything=False)
 

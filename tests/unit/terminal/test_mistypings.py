@@ -1,4 +1,4 @@
-"""What people mistype: one sentence that says what was meant, and the right exit code. Nothing starts."""
+"""Mistyped command lines: one sentence that says what was meant, and the right exit code.
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_mistyped_model_is_found_in_the_cache(line: str, sentence: str, cache:
     assert sentence in result.stderr.decode()
 
 
-def test_the_page_about_commands_shows_what_they_say(cache: Path) -> None:
+def test_the_page_about_commands_shows_their_real_messages(cache: Path) -> None:
     text = (Path(__file__).parents[3] / "docs/commands.md").read_text()
     shown = re.findall(r"^\$ tgis (\w.*)\n(tgis: .*)$", text, re.MULTILINE)
 

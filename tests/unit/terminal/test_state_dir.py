@@ -16,7 +16,7 @@ def test_the_directory_is_in_the_users_state_directory_if_there_is_a_home(tmp_pa
     assert find_state_dir({"HOME": str(tmp_path / "missing")}) is None
 
 
-def test_what_is_made_is_for_this_user_only_and_what_exists_is_left_alone(tmp_path: Path):
+def test_a_new_directory_is_for_this_user_only_and_an_existing_one_is_left_alone(tmp_path: Path):
     tmp_path.chmod(0o755)
 
     make_private_dir(tmp_path / "a" / "b")
