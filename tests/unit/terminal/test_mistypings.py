@@ -1,4 +1,4 @@
-"""Mistyped command lines: one sentence that says what was meant, and the right exit code.
+"""Mistyped command lines: one sentence that says what was meant, and the right exit code. Nothing starts."""
 
 from __future__ import annotations
 
