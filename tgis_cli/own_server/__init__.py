@@ -1,1 +1,1 @@
-"""The server that ``tgis run`` starts for itself: the launcher as its child, the log, the wait, the end."""
+"""The server that ``tgis run`` starts for itself: launching it as a child, its log, waiting for it, and ending it."""

@@ -196,7 +196,7 @@ def find_cards(name: str) -> list[Card]:
 
 
 def find_close_cards(name: str) -> list[str]:
-    """The names of cards that are close to one that is unknown."""
+    """The names of known cards that resemble an unknown name."""
     titles = {squeeze_name(card.title): card.title for card in CARDS}
     key = squeeze_name(name)
     return [titles[each] for each in find_close(key, titles) or find_close(f"rtx{key}", titles)]

@@ -18,7 +18,7 @@ LOADING = (
 
 @dataclass
 class Server:
-    """Not there, then loading, then ready."""
+    """A server that is missing, then loading, then ready."""
 
     errors: list[Exception] = field(default_factory=lambda: [Unavailable("No server."), Unavailable(LOADING)])
     now: float = 0.0
