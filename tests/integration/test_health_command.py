@@ -70,7 +70,7 @@ def test_a_url_with_a_grpc_scheme_asks_the_grpc_health_service(capsys):
     run(test)
     out, err = capsys.readouterr()
     assert out == 'ready\n{"status": "SERVING"}\n'
-    assert err.endswith(" is not ready: it says NOT_SERVING; its HTTP port has the reason.\n")
+    assert err.endswith(" is not ready: it reports NOT_SERVING; its HTTP port gives the reason.\n")
 
 
 def test_a_missing_server_and_a_different_server_are_told_apart(capsys):
