@@ -78,7 +78,7 @@ def test_a_failed_line_stays_empty_is_named_and_does_not_stop_the_others():
 def test_a_server_that_goes_away_ends_the_command_with_the_count_of_answers():
     outputs = Outputs()
 
-    with pytest.raises(Unavailable, match="line 2: it is gone; 1 of 3 answers came before"):
+    with pytest.raises(Unavailable, match="line 2: it is gone; 1 of 3 answers arrived before that"):
         outputs.run(to_jobs(["a", "gone", "c"]))
 
     assert outputs.out.getvalue() == "A\n"

@@ -51,7 +51,7 @@ def test_a_setting_that_works_or_asks_for_nothing_gives_no_warning(environ: dict
 
 def test_a_flag_is_named_as_a_flag():
     assert warnings_of({}, master_port="1") == [
-        "flag --master-port has no effect: shards on one machine meet in the run directory."
+        "flag --master-port has no effect: shards on one machine connect through the run directory."
     ]
 
 
