@@ -15,9 +15,10 @@ from tgis_server.words.clock import format_time
 def check_tls(subject: Subject) -> Iterator[Verdict]:
     """Load the files as the front-end does, and check the dates of all certificates that clients see."""
     config = subject.config
-    if config.tls_cert_path is None or config.tls_key_path is None:
+    if config.tls_cert_path is None and config.tls_key_path is None:
         yield ok("No TLS: both ports are plain text.")
-        return
+    if config.tls_cert_path is None or config.tls_key_path is None:
+        return  # one without the other is reported with the options
     from tgis_server.frontend.transport.tls import Tls  # and with it grpc
 
     try:

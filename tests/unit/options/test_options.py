@@ -9,6 +9,7 @@ import pytest
 from tgis_server.errors import UsageError
 from tgis_server.options import load_config, options
 from tgis_server.options.sources import MAX_FILE_BYTES
+from tgis_server.words.sizes import format_bytes_for_option
 from tgis_server.words.url_credentials import split_credentials
 
 
@@ -118,6 +119,15 @@ def test_other_spellings_of_a_dtype_are_accepted(text: str, dtype: str):
 @pytest.mark.parametrize(("text", "size"), [("2GiB", 2 << 30), ("512MB", 512_000_000), ("1.5g", 3 << 29), ("7", 7)])
 def test_sizes_may_have_units(text: str, size: int):
     assert load(kv_cache_memory=text).config.kv_cache_memory == size
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(7, "7"), (1 << 10, "1KiB"), ((1 << 20) + 1, "1.1MiB"), (3 << 29, "1.5GiB"), (100 << 40, "100TiB")],
+)
+def test_a_size_that_is_advised_is_large_enough_when_it_is_pasted(count: int, text: str):
+    assert format_bytes_for_option(count) == text
+    assert count <= load(kv_cache_memory=text).config.kv_cache_memory < count + count / 10 + 1
 
 
 def test_an_unknown_option_in_a_file_gets_a_suggestion(config_file):
