@@ -474,7 +474,7 @@ def test_numbers_of_shards_stand_side_by_side_as_far_as_there_is_room(model_dir:
 
 
 def test_of_a_single_number_of_shards_none_is_marked(model_dir: Callable[..., Path]) -> None:
-    assert heads(lines_at(plan(model_dir(), "H100"), 80)) == ["1"]
+    assert heads(lines_at(plan(model_dir(), "H100x1"), 80)) == ["1"]
 
 
 def heads(lines: list[str]) -> list[str]:
