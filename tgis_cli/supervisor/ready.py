@@ -180,7 +180,7 @@ def make_panel(ready: Ready, width: int, *, is_verbose: bool) -> Any:
         text.append("\n".join(wrap(note, room)) + "\n", "yellow")
     text.rstrip()
     title = f"ready in {ready.timeline.total_s:.1f} s" + (f" ({ready.run.label})" if ready.run.label else "")
-    group = [Panel(text, title=title, title_align="left", border_style="green", expand=False)]
+    group: list[Panel | Text] = [Panel(text, title=title, title_align="left", border_style="green", expand=False)]
     for name, request in below:
         group.append(Text(f"{name}:", style="dim"))
         group.append(Text(escape_controls(request), style="bold", no_wrap=True, overflow="ignore"))

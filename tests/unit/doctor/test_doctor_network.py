@@ -118,8 +118,8 @@ def test_missing_tls_is_reported():
     assert judge(check_tls, make_subject()) == [("ok", "No TLS: both ports are plain text.")]
 
 
-@pytest.mark.parametrize("name", ["tls_cert_path", "tls_key_path"])
-def test_of_one_tls_file_without_the_other_nothing_more_is_said(name: str):
+@pytest.mark.parametrize("name", ["tls_cert_path", "tls_key_path", "tls_client_ca_cert_path"])
+def test_of_an_incomplete_set_of_tls_files_nothing_more_is_said(name: str):
     subject = make_subject()
     loaded = replace(subject.loaded, config=replace(subject.config, **{name: Path("x.pem")}))
 
