@@ -72,6 +72,15 @@ def plan(hub: HubStub, tmp_path: Path) -> Plan:
     return run
 
 
+def test_without_a_hub_the_places_that_were_searched_are_named(plan: Plan, tmp_path: Path) -> None:
+    result = plan("nosuch", HF_ENDPOINT="http://127.0.0.1:9", HTTPS_PROXY="")
+
+    searched = (
+        f"There is no directory nosuch, and the cache {tmp_path}/cache does not have all files of a model of that"
+    )
+    assert f"tgis: {searched} name. http://127.0.0.1:9 does not respond" in result.stderr
+
+
 def ranges_of(hub: HubStub) -> list[str]:
     """The ranges of the weights that were requested."""
     return [asked for _, path, asked in hub.requests if path == "/cdn/model.safetensors"]

@@ -86,7 +86,9 @@ def test_weights_that_fit_are_accepted() -> None:
     check_fits(CPU, 4 * GIB, 3 * GIB, 500 * MIB, "m in float32")
 
 
-@pytest.mark.parametrize(("count", "text"), [(3 * GIB // 2, "1.5 GiB"), (12 * MIB, "12 MiB"), (2048, "2 KiB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(100 << 40, "100.0 TiB"), (3 * GIB // 2, "1.5 GiB"), (12 * MIB, "12 MiB"), (2048, "2 KiB")]
+)
 def test_sizes_are_printed_with_units(count: int, text: str) -> None:
     assert format_bytes(count) == text
 

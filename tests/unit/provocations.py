@@ -669,7 +669,7 @@ VALUES = {
     "sequence of 160 tokens), but only 1.0 GiB",
     failures.KV_CACHE_TOO_LARGE: "asks for 10.0 GiB per shard, but the weights leave only 922 MiB free",
     failures.KV_CACHE_TOO_SMALL: "--kv-cache-memory 10 B is less than the keys and values of one sequence of 2 tokens "
-    "need on each shard: use --kv-cache-memory 1024 or more.",
+    "need on each shard: use --kv-cache-memory 10KiB, enough for one of 160 tokens.",
     failures.SEQUENCE_TOO_LONG: "of 160 tokens needs 10.0 GiB for keys and values on each shard, but only 0 B is "
     "available: use more shards (--num-shard)",
     failures.MESSAGE_UNUSABLE: "The plan of step 3 cannot be applied: slots names slot 5, which is empty.",

@@ -24,6 +24,8 @@ CONNECT_TIMEOUT_S = 5.0
 POLL_S = 0.001
 TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")  # gRPC's words, in bytes
 UNAVAILABLE = "is unavailable: "  # before the reason
+# Words of the contract before a cause, which say no more than that a call has failed.
+PREFIXES = ("Request failed during generation: ", "Could not connect to Text Generation server: ")
 BROKEN = re.compile("Stream removed|Socket closed|Connection reset")
 
 
@@ -204,6 +206,8 @@ def to_request_error(status: str, details: str, target: str) -> RequestError:
         )
     if BROKEN.search(details):
         return Unavailable(f"The server at {target} {UNAVAILABLE}the connection broke before the answer was complete")
+    for prefix in PREFIXES:
+        details = details.removeprefix(prefix)
     if status == "UNAVAILABLE":
         return Unavailable(f"The server at {target} {UNAVAILABLE}{details or 'the connection broke'}")
     return with_status(status, f"{details or 'the server gave no reason'} ({status})")

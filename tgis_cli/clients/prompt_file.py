@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,8 +23,10 @@ from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.prompts import STDIN, decode, read_lines
 from tgis_server.errors import UsageError
 from tgis_server.host.regular_file import open_file_or_pipe
-from tgis_server.words.sizes import format_count
+from tgis_server.words.sizes import format_bytes, format_count
 
+MAX_COPY_BYTES = 256 << 20  # of a pipe; a file is not copied
+CHUNK_BYTES = 1 << 20
 MAX_NAMED = 5  # of the invalid lines
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -184,5 +188,26 @@ def open_twice_readable(path: str, name: str) -> Iterator[BinaryIO]:
             yield source
             return
         copy = stack.enter_context(tempfile.TemporaryFile(prefix="tgis-prompts-"))
-        copy.writelines(read_lines(source, name))
+        copy_input(source, copy, name)
         yield copy
+
+
+def copy_input(source: BinaryIO, copy: BinaryIO, name: str) -> None:
+    """
+    Raises:
+        UsageError: it is too large for the temporary directory, which others need too.
+        OSError: it cannot be read.
+    """
+    num_bytes = 0
+    while chunk := source.read(CHUNK_BYTES):
+        num_bytes += len(chunk)
+        try:
+            if num_bytes > MAX_COPY_BYTES:
+                raise OSError(errno.EFBIG, f"it has more than {format_bytes(MAX_COPY_BYTES)}")
+            while chunk:
+                chunk = chunk[os.write(copy.fileno(), chunk) :]
+        except OSError as error:
+            raise UsageError(
+                f"{name} cannot be copied to the temporary directory ({error.strerror}): write the lines to a file, "
+                "and name that with --file."
+            ) from None

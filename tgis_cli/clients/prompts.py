@@ -15,6 +15,10 @@ MAX_TEXT_BYTES = 64 << 20  # more than any server takes
 ON_COMMAND_LINE = 'at the end of the command line, as in "Once upon a time"'
 
 
+class EmptyInput(UsageError):
+    """Standard input has no text."""
+
+
 def read_prompt(words: Sequence[str], stdin: TextIO) -> str | None:
     """The words of the command line joined by spaces, with ``-`` replaced by standard input.
 
@@ -37,7 +41,7 @@ def read_stdin(stdin: TextIO) -> str:
         print("Type the text; Ctrl-D on a line of its own ends it.", file=sys.stderr)
     text = decode(read_bytes(stdin.buffer), "Standard input")
     if not text.strip():
-        raise UsageError(f"Standard input is empty: pipe a text in, or write it {ON_COMMAND_LINE}.")
+        raise EmptyInput(f"Standard input is empty: pipe a text in, or write it {ON_COMMAND_LINE}.")
     return text.removesuffix("\n").removesuffix("\r")
 
 

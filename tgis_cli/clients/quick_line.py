@@ -57,12 +57,15 @@ def read_line(arguments: Sequence[str]) -> dict[str, Any] | None:
     """The values by name, as the framework would pass them; ``None`` if it must parse the line itself."""
     values: dict[str, Any] = {}
     words: list[str] = []
+    before = ""
     rest = iter(arguments)
     for argument in rest:
         flag, has_value, value = argument.partition("=")
         if argument == "--":
             words += rest
         elif argument[:1] != "-" or argument == "-":
+            if before == "--wait" and argument[:1].isdecimal():  # may be meant as seconds
+                return None
             words.append(argument)
         elif flag in SWITCHES and not has_value:
             name, state = SWITCHES[flag]
@@ -73,6 +76,7 @@ def read_line(arguments: Sequence[str]) -> dict[str, Any] | None:
                 return None
         else:
             return None
+        before = argument
     return values | ({"text": words} if words else {})
 
 

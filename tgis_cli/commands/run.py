@@ -17,7 +17,7 @@ from tgis_cli.clients.presenter import Presenter
 from tgis_cli.commands.generate import AsJson, File, NumAnswers, Parallel, Text
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.own_server.own_server import OwnServer
-from tgis_cli.own_server.words import explain_word, make_options, split_words
+from tgis_cli.own_server.words import empty_input_explained, explain_word, make_options, split_words
 from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.options import with_serve_options
 from tgis_cli.terminal.stop_signals import EXIT_INTERRUPTED, ended_by_signals
@@ -61,6 +61,6 @@ def run(
     )
     presenter = Presenter.open(os.environ, verbose=verbose)
     generation = Generation(server, parameters, presenter, as_json=json_, num_answers=num_answers, parallel=parallel)
-    with ended_by_signals():
+    with ended_by_signals(), empty_input_explained(model):
         is_complete = generation.run(words, file)
     leave(0 if is_complete else EXIT_INTERRUPTED)

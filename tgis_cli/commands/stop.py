@@ -12,6 +12,7 @@ import typer
 from tgis_cli.terminal.exits import as_told
 from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.errors import Unavailable
+from tgis_server.words.control_characters import is_plain_line
 
 app = typer.Typer(add_completion=False)
 
@@ -21,7 +22,7 @@ def complete_names(incomplete: str) -> list[str]:
     from tgis_cli.runs.servers import find_running
 
     names = {name for server in find_running() for name in (server.model, str(server.grpc_port or server.pid))}
-    return sorted(name for name in names if name.startswith(incomplete))
+    return sorted(name for name in names if name.startswith(incomplete) and is_plain_line(name))
 
 
 @app.command()

@@ -199,7 +199,7 @@ def is_served(path: Path) -> bool:
 
 
 def check_memory(run: Run, machine: Machine, sizes: ModelSizes) -> None:
-    """Refuse only what cannot work: weights that are larger than the memory, and a KV cache that holds no sequence."""
+    """Refuse only what cannot work: weights larger than the memory, and a KV cache that is too large or too small."""
     for rank in range(run.num_shard):
         sizes.rank_memory(run, rank).check_kv_cache_memory()
     weights = [sizes.weight_bytes(rank, run.num_shard, run.dtype) for rank in range(run.num_shard)]
@@ -212,6 +212,8 @@ def check_memory(run: Run, machine: Machine, sizes: ModelSizes) -> None:
                 free_bytes=machine.free_bytes,
                 limit=describe_limit(machine),
             )
+        if machine.free_bytes:
+            check_kv_cache(run, (machine.free_bytes - sum(weights)) // run.num_shard)
         return
     for gpu, weight_bytes in zip(machine.gpus, weights, strict=False):
         usable = gpu.total_bytes * run.config.cuda_process_memory_fraction
@@ -223,6 +225,18 @@ def check_memory(run: Run, machine: Machine, sizes: ModelSizes) -> None:
                 gpu=str(gpu),
                 usable_bytes=int(usable),
             )
+        if gpu.total_bytes:
+            check_kv_cache(run, int(usable) - weight_bytes)
+
+
+def check_kv_cache(run: Run, free_bytes: int) -> None:
+    """
+    Args:
+        free_bytes: that the weights leave free for a shard, at most.
+    """
+    asked = run.config.kv_cache_memory
+    if asked is not None and asked > free_bytes:
+        raise failures.KV_CACHE_TOO_LARGE.error(asked_bytes=asked, free_bytes=free_bytes)
 
 
 def describe_limit(machine: Machine) -> str:

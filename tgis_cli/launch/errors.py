@@ -43,7 +43,7 @@ def words_of_original(model: str | None) -> Iterator[None]:
     except ModelNotFound as error:
         sentence = str(error)
         if not sentence.startswith(("Model ", "Config file ")):
-            sentence = f"Model {model} not found. {sentence}"
+            sentence = f"Model {model} not found: the directory {sentence.removeprefix(f'{model} ')}"
         raise ModelError(f"Failed to resolve config path: {sentence}") from error
 
 

@@ -76,7 +76,7 @@ def run_launch(
             resolved, run = asyncio.run(prepare_or_retry(loaded, environ, phases, undo, policy))
             if needs_model and run.label == "demo model":
                 raise ModelNotFound(DEMO_REFUSED)
-        terminal = open_terminal(loaded.config, environ, run.num_shard, is_verbose=is_verbose)
+        terminal = open_terminal(loaded.config, environ, run.num_shard, is_verbose=is_verbose, is_shared=is_attached)
         try:
             summarize_choices(resolved, terminal)
             for warning in (*warnings, *resolved.warnings):
@@ -189,9 +189,14 @@ class PlainFormatter(logging.Formatter):
 
 
 def open_terminal(
-    config: ServeConfig, environ: Mapping[str, str], num_shard: int, *, is_verbose: bool = False
+    config: ServeConfig,
+    environ: Mapping[str, str],
+    num_shard: int,
+    *,
+    is_verbose: bool = False,
+    is_shared: bool = False,
 ) -> Terminal:
-    """Open the launcher's outputs, and send its log there too."""
+    """Open the launcher's outputs, and send its log there too; see :class:`Terminal`."""
     terminal = Terminal(
         sys.stdout,
         sys.stderr,
@@ -200,6 +205,7 @@ def open_terminal(
         names=[LAUNCHER, *child_names(num_shard)],
         log_file=config.log_file,
         is_verbose=is_verbose or config.log_level == "debug",
+        is_shared=is_shared,
     )
     setup_handler(TerminalHandler(terminal), LAUNCHER, level=config.log_level)
     return terminal

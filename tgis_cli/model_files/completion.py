@@ -8,6 +8,7 @@ import os
 from tgis_cli.model_files.cache.location import find_cache_dir
 from tgis_cli.model_files.cache.model_dir import list_folders
 from tgis_server.errors import TgisError
+from tgis_server.words.control_characters import is_plain_line
 
 PATH_STARTS = ("/", ".", "~")  # the shell completes these better
 
@@ -16,7 +17,7 @@ def complete_cached_model(incomplete: str) -> list[str]:
     """The models in the cache that start so; none if it cannot be read."""
     with contextlib.suppress(OSError, TgisError):
         cache_dir, _ = find_cache_dir(os.environ)
-        return [name for name in list_folders(cache_dir) if name.startswith(incomplete)]
+        return [name for name in list_folders(cache_dir) if name.startswith(incomplete) and is_plain_line(name)]
     return []
 
 
@@ -29,6 +30,7 @@ def complete_model(incomplete: str) -> list[str]:
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(parent or ".")):
             path = os.path.join(parent, name)
-            if path.startswith(incomplete) and os.path.exists(os.path.join(path, "config.json")):
+            is_offered = path.startswith(incomplete) and is_plain_line(path)
+            if is_offered and os.path.exists(os.path.join(path, "config.json")):
                 directories.append(path)
     return [*complete_cached_model(incomplete), *directories]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tgis_cli.clients.parameters import Parameters
-from tgis_cli.clients.prompts import STDIN
+from tgis_cli.clients.prompts import STDIN, EmptyInput
 from tgis_cli.model_files import DEMO, get_cache_dir
 from tgis_cli.model_files.cache.model_dir import list_folders
 from tgis_cli.own_server.launcher import LaunchOptions
+from tgis_server.errors import UsageError
 from tgis_server.options import options
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -41,13 +43,32 @@ def is_text(word: str) -> bool:
 
 def explain_word(model: str | None, words: Sequence[str], sentence: str) -> str:
     """The sentence for a model that cannot be served, or a different one if its name may have been meant as a text."""
-    if model is None or model == DEMO or not BARE_WORD.fullmatch(model) or os.path.exists(model):
-        return sentence
-    if model in list_folders(get_cache_dir(os.environ)):
+    if model is None or not may_be_text(model):
         return sentence
     if words:
         return f"{sentence} If {model} begins the text, quote the whole text."
     return f"There is no model {model}; if that is the text, pipe it in: echo {model} | tgis run."
+
+
+@contextmanager
+def empty_input_explained(model: str | None) -> Iterator[None]:
+    """Say that a word was taken as the model if no text follows it, on standard input either."""
+    try:
+        yield
+    except EmptyInput:
+        if model is None or not may_be_text(model):
+            raise
+        raise UsageError(
+            f"Standard input is empty, and {model} was taken as the model: to complete {model} with the demo model, "
+            f"pipe it in: echo {model} | tgis run."
+        ) from None
+
+
+def may_be_text(model: str) -> bool:
+    """Whether a word that was taken as the model may have been meant as a text: no model here has that name."""
+    if model == DEMO or not BARE_WORD.fullmatch(model) or os.path.exists(model):
+        return False
+    return model not in list_folders(get_cache_dir(os.environ))
 
 
 def make_options(

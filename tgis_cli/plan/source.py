@@ -15,7 +15,7 @@ from tgis_cli.model_files import DEMO, DEMO_MODEL_DIR, find_model, get_cache_dir
 from tgis_cli.model_files.convert.to_safetensors import find_sources
 from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.engines.catalogue import find_engine
-from tgis_server.errors import ModelError, UsageError
+from tgis_server.errors import HubError, ModelError, UsageError
 from tgis_server.model_files import find_weights
 from tgis_server.options import ServeConfig
 
@@ -61,10 +61,16 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
             yield describe_demo()
             return
         cache_dir = get_cache_dir(environ)
-        yield (
-            find_local(name, config, cache_dir, make_directory)
-            or ask_hub(name, config, cache_dir, make_directory(), token)
-        )
+        source = find_local(name, config, cache_dir, make_directory)
+        if source is None:
+            try:
+                source = ask_hub(name, config, cache_dir, make_directory(), token)
+            except HubError as error:
+                raise HubError(
+                    f"There is no directory {name}, and the cache {cache_dir} does not have all files of a model of "
+                    f"that name. {error}"
+                ) from error
+        yield source
 
 
 def find_local(

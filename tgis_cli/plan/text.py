@@ -89,7 +89,8 @@ def describe_disk(report: PlanReport) -> str:
 def describe_fits(report: PlanReport, width: int | None) -> Iterator[str]:
     """A column per number of shards, the chosen one marked; as many side by side as the width allows."""
     dtype = report.resolved.run.dtype if report.resolved else ""
-    columns = [describe_fit(fit, dtype, is_chosen=fit == report.chosen) for fit in report.fits]
+    chosen = report.chosen if len(report.fits) > 1 else None
+    columns = [describe_fit(fit, dtype, is_chosen=fit == chosen) for fit in report.fits]
     names = list(dict.fromkeys(name for column in columns for name in column))
     while columns:
         size = next((size for size in range(len(columns), 1, -1) if is_narrow(names, columns[:size], width)), 1)
@@ -116,7 +117,7 @@ def describe_fit(fit: Fit, dtype: str, *, is_chosen: bool) -> dict[str, str]:
         dtype: of the computation; the files may have another.
     """
     facts = {
-        "shards": f"{fit.num_shard}{' *' if is_chosen else ''}",
+        "shards": f"{fit.num_shard}{' (chosen)' if is_chosen else ''}",
         "free": format_bytes(fit.free_bytes),
         f"weights, {dtype}": format_bytes(fit.weight_bytes),
         "step": format_bytes(fit.step_bytes),
@@ -130,8 +131,8 @@ def describe_fit(fit: Fit, dtype: str, *, is_chosen: bool) -> dict[str, str]:
         "KV cache": format_bytes(fit.kv_bytes),
         "KV tokens": f"{fit.num_tokens:,}",
         "longest sequence": f"{longest[0]:,}",
-        "as many at once": f"{longest[1]:,}",
-        **{f"of {length:,} tokens": f"{number:,}" for length, number in others},
+        "at once, of that length": f"{longest[1]:,}",
+        **{f"at once, of {length:,} tokens": f"{number:,}" for length, number in others},
     }
 
 

@@ -48,17 +48,20 @@ class Terminal:
         names: list[str],
         log_file: Path | None = None,
         is_verbose: bool = False,
+        is_shared: bool = False,
     ) -> None:
         """
         Args:
             names: of the processes.
             is_verbose: show every line on a terminal too; without it, only those that people need.
+            is_shared: another process writes to the terminal too, and may have left the cursor within a line.
         """
         self.as_json = as_json
         self.has_reader = is_terminal(stderr) and not as_json  # a person
         self.is_interactive = self.has_reader and is_capable(stderr, environ)
         self.has_boxes = self.has_reader and can_draw(stderr, environ)
         self.is_verbose = is_verbose
+        self._is_shared = is_shared
         self._stdout, self._stderr = stdout, stderr
         self._file = LogFile(log_file) if log_file else None
         self._width = max(len(name) for name in names)
@@ -210,8 +213,15 @@ class Terminal:
             return True
         with self._drawing():
             if self._console:
+                if self._is_shared and not self._live:
+                    self._start_line()
                 self._console.print(renderable, width=self.width, crop=False, **options)
         return self._console is not None
+
+    def _start_line(self) -> None:
+        """Move to the start of the next line if the cursor is within one, wherever: only then do the blanks wrap."""
+        self._stderr.write(" " * self.width + "\r")
+        self._stderr.flush()
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:

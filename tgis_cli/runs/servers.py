@@ -19,8 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tgis_server.words.addresses import WILDCARDS as WILDCARDS
-from tgis_server.words.addresses import bracket as bracket
+from tgis_server.words.addresses import WILDCARDS, bracket
 
 PREFIX = "tgis-"  # of the names of run directories
 # In a run directory. The server writes the first two; `Run` names them too.

@@ -15,7 +15,7 @@ from tgis_server.host.proxies import host_of, is_loopback
 from tgis_server.options import ServeConfig
 
 TEXT = '"Once upon a time"'
-CLIENT_FILES = "--cert CLIENT.pem --key CLIENT.key"  # only the user knows where they are
+CLIENT_FILES = "--cert client.crt --key client.key"  # as in docs/tls.md: only the user knows where they are
 
 
 def write_first_request(config: ServeConfig, grpc: str, names: tuple[str, ...], *, is_found: bool) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tgis_cli.runs.servers import READY_FILE, WILDCARDS, bracket
+from tgis_cli.runs.servers import READY_FILE
 from tgis_cli.supervisor.first_request import write_first_request
 from tgis_cli.supervisor.timeline import Timeline
 from tgis_server.engines.catalogue import get_engine
 from tgis_server.host.ports import ALL_INTERFACES
 from tgis_server.run import Run
 from tgis_server.wire import shard_pb2 as pb
+from tgis_server.words.addresses import WILDCARDS, bracket
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import lay_out, wrap
 from tgis_server.words.sizes import format_bytes, format_count
@@ -158,7 +159,7 @@ def write_ready_file(ready: Ready, launcher_pid: int) -> None:
 def make_panel(ready: Ready, width: int, *, is_verbose: bool) -> Any:
     """The announcement as a panel for a terminal of ``width`` columns.
 
-    A first request that does not fit follows below, on a line of its own: it is meant to be copied.
+    A first request that does not fit follows below its name, on a line of its own: it is meant to be copied.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -179,10 +180,11 @@ def make_panel(ready: Ready, width: int, *, is_verbose: bool) -> Any:
         text.append("\n".join(wrap(note, room)) + "\n", "yellow")
     text.rstrip()
     title = f"ready in {ready.timeline.total_s:.1f} s" + (f" ({ready.run.label})" if ready.run.label else "")
-    panel = Panel(text, title=title, title_align="left", border_style="green", expand=False)
-    return Group(
-        panel, *(Text(escape_controls(request), style="bold", no_wrap=True, overflow="ignore") for _, request in below)
-    )
+    group: list[Panel | Text] = [Panel(text, title=title, title_align="left", border_style="green", expand=False)]
+    for name, request in below:
+        group.append(Text(f"{name}:", style="dim"))
+        group.append(Text(escape_controls(request), style="bold", no_wrap=True, overflow="ignore"))
+    return Group(*group)
 
 
 def make_lines(ready: Ready, width: int | None = None, *, is_verbose: bool = True) -> list[str]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import typer
@@ -19,6 +21,7 @@ from tgis_server.errors import UsageError
 from tgis_server.words.close_words import squeeze
 
 MAX_HINT = 70  # characters of a help text that a shell shows
+SECONDS = re.compile(r"(\d+(?:\.\d+)?)s?")
 HELP_NAMES = ["-h", "--help"]
 
 
@@ -105,6 +108,20 @@ def check_options(command: Any, ctx: Any, args: list[str]) -> None:
 
         commands = list(getattr(command, "commands", ()))
         raise UsageError(explain_no_option(unknown, params, ctx.command_path, commands))
+    check_seconds(params, args)
+
+
+def check_seconds(params: Mapping[str, Any], args: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: a number follows ``--wait``, although ``--wait-timeout`` takes it.
+    """
+    for word, following in pairwise([*args[: args.index("--") if "--" in args else None], ""]):
+        switch, has_value, value = word.partition("=")
+        number = SECONDS.fullmatch(value if has_value else following)
+        if number and switch in params and f"{switch}-timeout" in params:
+            text = "" if has_value else f" If {following} begins the text, write the text before {switch}."
+            raise UsageError(f"{switch} takes no value: write {switch}-timeout {number[1]}.{text}")
 
 
 def find_unknown(params: Mapping[str, Any], args: Sequence[str], *, is_group: bool) -> str | None:

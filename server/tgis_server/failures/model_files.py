@@ -26,7 +26,7 @@ NOT_A_DIRECTORY = Failure(
 NO_CONFIG = Failure(
     "no-config",
     "the model's directory has no `config.json`",
-    "{model_dir} has no config.json: it is not a model directory, or its download is incomplete.",
+    "{model_dir} has no config.json; it is not a model directory, or its download is incomplete.",
     ModelError,
 )
 JSON_UNREADABLE = Failure(

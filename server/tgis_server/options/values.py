@@ -29,7 +29,7 @@ def parse_value(option: Option, raw: Any, source: str) -> Any:
     except (ValueError, TypeError, OverflowError) as error:  # a config file may contain lists, dates or 1e400
         problem = failures.WRONG_OPTION.format(source=source, value=str(raw), accepted=describe_accepted(option))
         if isinstance(error, OutOfRange) and option.opt.refusal:
-            problem = f"{option.opt.refusal.format(*error.args)}: {lower_the(source)} is {str(raw)!r}."
+            problem = f"{option.opt.refusal.format(*error.args)}. {source} is {str(raw)!r}."
         if hint := did_you_mean(str(raw), (*option.opt.choices, *(option.opt.aliases or {}))):
             problem += f" {hint}"
         if str(raw).startswith("tcp://"):
@@ -38,10 +38,6 @@ def parse_value(option: Option, raw: Any, source: str) -> Any:
                 f"enableServiceLinks: false, or {option.flag}."
             )
         raise UsageError(problem) from None
-
-
-def lower_the(source: str) -> str:
-    return source.replace("The ", "the ", 1) if source.startswith("The ") else source
 
 
 def _convert(option: Option, raw: Any) -> Any:

@@ -22,3 +22,8 @@ CONTROLS[ord("\r")] = "\\r"
 def escape_controls(text: str) -> str:
     """The text with its control characters made visible: ``\\u001b``. Tabs and line ends stay."""
     return text.translate(CONTROLS)
+
+
+def is_plain_line(text: str) -> bool:
+    """Whether a terminal shows the text as it is, in one line: for names that would mean something else if escaped."""
+    return escape_controls(text) == text and "\n" not in text and "\t" not in text

@@ -67,3 +67,11 @@ def test_a_server_that_dies_during_a_call_is_unavailable(status: str, details: s
 
     assert isinstance(error, Unavailable)
     assert str(error).endswith("is unavailable: the connection broke before the answer was complete")
+
+
+def test_a_lost_shard_is_told_without_the_words_that_only_say_that_a_call_has_failed():
+    details = "Request failed during generation: Could not connect to Text Generation server: shard-1 was killed."
+
+    error = to_request_error("UNAVAILABLE", details, "h:1")
+
+    assert str(error) == "The server at h:1 is unavailable: shard-1 was killed."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -158,6 +159,7 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path, name: str, 
 
 def test_endless_input_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tgis_cli.clients.prompts.MAX_TEXT_BYTES", 1 << 20)
+    monkeypatch.setattr("tgis_cli.clients.prompt_file.MAX_COPY_BYTES", 1 << 20)
     for use in (lambda: read_prompt([], sys.stdin), lambda: read_file(Path("-"))):
         with open("/dev/zero") as zeros:
             monkeypatch.setattr(sys, "stdin", zeros)
@@ -179,6 +181,20 @@ def test_input_that_can_be_read_only_once_is_still_checked_and_read(monkeypatch:
         prompts = read_file(Path("-"))
 
     assert [prompt.text for prompt in prompts] == ["one", "two"]
+
+
+def test_a_pipe_whose_copy_does_not_fit_on_the_disk_is_to_be_written_to_a_file(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tgis_cli.clients.prompt_file.os.write", refuse_to_write)
+    with open("/dev/zero") as zeros:
+        monkeypatch.setattr(sys, "stdin", zeros)
+        with pytest.raises(
+            UsageError, match=r"^Standard input cannot be copied .* \(No space left on device\): write the lines to"
+        ):
+            read_file(Path("-"))
+
+
+def refuse_to_write(descriptor: int, data: bytes) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path):

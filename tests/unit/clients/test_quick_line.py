@@ -69,6 +69,7 @@ def read_with_framework(recorder: Recorder, line: list[str]) -> Seen | None:
         "Once upon a time",
         "a -v --json -- --stop -n",
         "- --wait --verbose",
+        "5 pigs --wait",
         "-n 3 --parallel 4 --file x.jsonl",
         "--url h:1 --ca a --cert b --key c --tls-server-name d x",
         f"x {PARAMETERS_LINE}",
@@ -91,6 +92,7 @@ def test_a_line_means_the_same_with_and_without_the_framework(recorder: Recorder
     [
         "-n=3 x",
         "--wait-timeout 5 x",
+        "--wait 5 x",
         "-n 0",
         "-n x",
         "--parallel 5000",

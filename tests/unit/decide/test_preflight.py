@@ -216,14 +216,29 @@ def test_weights_must_fit_on_each_gpu(tmp_path: Path):
         check_memory(run, machine(gpus=gpus), Weights(3 * GIB // 2))  # type: ignore[arg-type]
 
 
-def test_a_kv_cache_that_holds_no_sequence_is_refused_with_the_smallest_that_does(tmp_path: Path):
+def test_a_kv_cache_that_holds_no_sequence_is_refused_with_the_size_that_holds_the_longest(tmp_path: Path):
     run = make_run(tmp_path, config=ServeConfig(kv_cache_memory=1023))
 
-    with pytest.raises(NotEnoughDevices, match=r"one sequence of 2 tokens .*: use --kv-cache-memory 1024 or more\."):
+    with pytest.raises(
+        NotEnoughDevices, match=r" 2 tokens .*: use --kv-cache-memory 4KiB, enough for one of 64 tokens"
+    ):
         check_memory(run, machine(), Weights(1))  # type: ignore[arg-type]
 
     smallest = replace(run, config=ServeConfig(kv_cache_memory=1024))
     check_memory(smallest, machine(), Weights(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("device", "free"), [("cpu", "512 MiB"), ("cuda", "1.0 GiB")])
+def test_a_kv_cache_that_is_larger_than_the_memory_beside_the_weights_is_refused(
+    device: str, free: str, tmp_path: Path
+):
+    run = make_run(tmp_path, device=device, config=ServeConfig(kv_cache_memory=100 << 40))
+    gpus = (Gpu("0", "GPU", 2 * GIB), Gpu("1", "GPU", GIB)) if device == "cuda" else ()
+
+    with pytest.raises(
+        NotEnoughDevices, match=rf"asks for 100\.0 TiB per shard, but the weights leave only {free} free"
+    ):
+        check_memory(run, machine(gpus=gpus, free_bytes=3 * GIB), Weights(GIB))  # type: ignore[arg-type]
 
 
 def test_a_signal_during_the_checks_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -117,7 +117,7 @@ def test_the_demo_model_has_a_name_that_a_directory_takes_from_it(
 
 
 def test_a_directory_without_a_config_is_named(tmp_path: Path, cache: Path):
-    with pytest.raises(ModelError, match=rf"^{tmp_path} has no config\.json: it is not a model directory"):
+    with pytest.raises(ModelError, match=rf"^{tmp_path} has no config\.json; it is not a model directory"):
         find_model_dir(str(tmp_path), None, cache)
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,14 @@ def serve(directory: Path, name: str = "server", key: str = "server", *, years: 
 
 def test_missing_tls_is_reported():
     assert judge(check_tls, make_subject()) == [("ok", "No TLS: both ports are plain text.")]
+
+
+@pytest.mark.parametrize("name", ["tls_cert_path", "tls_key_path", "tls_client_ca_cert_path"])
+def test_of_an_incomplete_set_of_tls_files_nothing_more_is_said(name: str):
+    subject = make_subject()
+    loaded = replace(subject.loaded, config=replace(subject.config, **{name: Path("x.pem")}))
+
+    assert judge(check_tls, replace(subject, loaded=loaded)) == []
 
 
 def test_a_port_that_tls_leaves_out_is_named(authority: Path):

@@ -121,7 +121,7 @@ def test_a_model_that_cannot_be_served_is_a_failure_with_the_error_of_a_start(tm
 
     (failure,) = complaints(check_model, subject)
 
-    assert failure.startswith(f"{tmp_path} has no config.json: ")
+    assert failure.startswith(f"{tmp_path} has no config.json; ")
     assert isinstance(subject.problem, ModelError)
 
 

@@ -9,6 +9,7 @@ import pytest
 from tgis_server.errors import UsageError
 from tgis_server.options import load_config, options
 from tgis_server.options.sources import MAX_FILE_BYTES
+from tgis_server.words.sizes import format_bytes_for_option
 from tgis_server.words.url_credentials import split_credentials
 
 
@@ -76,10 +77,10 @@ def test_a_port_variable_set_by_kubernetes_is_explained():
             {"KV_CACHE_MEMORY": "much"},
             "KV_CACHE_MEMORY is 'much', but must be a size such as 512MiB or 2GiB.",
         ),
-        ({"CUDA_PROCESS_MEMORY_FRACTION": "nan"}, "cuda_process_memory_fraction must be in range 0 < x <= 1: the"),
-        ({"MAX_CONCURRENT_REQUESTS": "0"}, "max_concurrent_requests must be > 0: the variable MAX_CONCURRENT_REQUESTS"),
-        ({"TOKENIZATION_WORKERS": "0"}, "tokenization_workers must be > 0: the variable TOKENIZATION_WORKERS is '0'."),
-        ({"MAX_NEW_TOKENS": "0"}, "max_new_tokens (0) at least 1: the variable MAX_NEW_TOKENS is '0'."),
+        ({"CUDA_PROCESS_MEMORY_FRACTION": "nan"}, "cuda_process_memory_fraction must be in range 0 < x <= 1. The"),
+        ({"MAX_CONCURRENT_REQUESTS": "0"}, "max_concurrent_requests must be > 0. The variable MAX_CONCURRENT_REQUESTS"),
+        ({"TOKENIZATION_WORKERS": "0"}, "tokenization_workers must be > 0. The variable TOKENIZATION_WORKERS is '0'."),
+        ({"MAX_NEW_TOKENS": "0"}, "max_new_tokens (0) at least 1. The variable MAX_NEW_TOKENS is '0'."),
         ({"MAX_SEQUENCE_LENGTH": "1"}, "max_sequence_length (1) must be at least 2 (1 input + 1 output)"),
         ({"MAX_PREFILL_PADDING": "1.5"}, "max_prefill_padding (1.5) must be a percentage in the range [0.0, 1.0]"),
         ({"NUM_GPUS": "2", "NUM_SHARD": "4"}, "NUM_GPUS and num_shard are set to different values (2 and 4)"),
@@ -118,6 +119,15 @@ def test_other_spellings_of_a_dtype_are_accepted(text: str, dtype: str):
 @pytest.mark.parametrize(("text", "size"), [("2GiB", 2 << 30), ("512MB", 512_000_000), ("1.5g", 3 << 29), ("7", 7)])
 def test_sizes_may_have_units(text: str, size: int):
     assert load(kv_cache_memory=text).config.kv_cache_memory == size
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(7, "7"), (1 << 10, "1KiB"), ((1 << 20) + 1, "1.1MiB"), (3 << 29, "1.5GiB"), (100 << 40, "100TiB")],
+)
+def test_a_size_that_is_advised_is_large_enough_when_it_is_pasted(count: int, text: str):
+    assert format_bytes_for_option(count) == text
+    assert count <= load(kv_cache_memory=text).config.kv_cache_memory < count + count / 10 + 1
 
 
 def test_an_unknown_option_in_a_file_gets_a_suggestion(config_file):

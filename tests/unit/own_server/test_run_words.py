@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 
 from tgis_cli.clients.parameters import Parameters
+from tgis_cli.clients.prompts import read_prompt
 from tgis_cli.own_server.launcher import LaunchOptions
-from tgis_cli.own_server.words import explain_word, make_options, split_words
+from tgis_cli.own_server.words import empty_input_explained, explain_word, make_options, split_words
+from tgis_server.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -64,3 +67,19 @@ def test_a_word_that_is_no_model_may_have_been_meant_as_a_text(tmp_path: Path, m
     assert explain_word("Hello", [], "No.") == pipe_it
     others = (None, "org/model", "gpt2", "gpt", str(tmp_path))
     assert [explain_word(model, [], "No.") for model in others] == ["No."] * 5
+
+
+def test_without_a_text_a_word_that_is_no_model_is_said_to_be_taken_as_one(tmp_path: Path):
+    with pytest.raises(
+        UsageError, match=r"^Standard input is empty, and Hello was taken .*: echo Hello \| tgis run\.$"
+    ):
+        read_no_text("Hello")
+
+    for model in (None, "org/model", str(tmp_path)):
+        with pytest.raises(UsageError, match=r"^Standard input is empty: "):
+            read_no_text(model)
+
+
+def read_no_text(model: str | None) -> None:
+    with empty_input_explained(model):
+        read_prompt([], TextIOWrapper(BytesIO(b"")))

@@ -469,8 +469,12 @@ def test_no_line_of_a_plan_is_wider_than_the_terminal_and_no_word_is_cut(
 def test_numbers_of_shards_stand_side_by_side_as_far_as_there_is_room(model_dir: Callable[..., Path]) -> None:
     report = plan(model_dir(), "H100x8")
 
-    assert heads(lines_at(report, 80)) == ["1 * 2 4 8"]
-    assert heads(lines_at(report, 44)) == ["1 * 2", "4 8"]
+    assert heads(lines_at(report, 80)) == ["1 (chosen) 2 4 8"]
+    assert heads(lines_at(report, 60)) == ["1 (chosen) 2 4", "8"]
+
+
+def test_of_a_single_number_of_shards_none_is_marked(model_dir: Callable[..., Path]) -> None:
+    assert heads(lines_at(plan(model_dir(), "H100x1"), 80)) == ["1"]
 
 
 def heads(lines: list[str]) -> list[str]:
@@ -485,9 +489,11 @@ def test_a_number_of_shards_that_does_not_fit_says_so_in_its_column(model_dir: C
     assert "does not fit" in line
 
 
-def test_a_kv_cache_that_is_too_small_does_not_fit_and_the_smallest_is_named(model_dir: Callable[..., Path]) -> None:
+def test_a_kv_cache_that_is_too_small_does_not_fit_and_what_the_longest_sequence_needs_is_named(
+    model_dir: Callable[..., Path],
+) -> None:
     report = plan(model_dir(), "H100", kv_cache_memory="10")
 
     assert report.verdict == "does not fit"
-    assert str(report.problem).endswith(f"use --kv-cache-memory {16 * (128 << 10)} or more.")
+    assert str(report.problem).endswith(": use --kv-cache-memory 16GiB, enough for one of 131,072 tokens.")
     assert plan(report.source.model_dir, "H100", kv_cache_memory="2MiB").verdict == ("fits with shorter sequences")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from screens import open_terminal
 from tgis_cli.relay.repeats import MAX_ADMITTED
 from tgis_cli.relay.terminal import Terminal
 from tgis_server.logs import make_line
@@ -251,3 +252,20 @@ def test_there_are_no_colours_if_they_are_not_wanted(options: dict):
 
 def test_an_empty_no_color_means_nothing():
     assert "\x1b[32m" in on_a_screen("info", NO_COLOR="")
+
+
+@pytest.mark.parametrize("text", ["", "Once", "x" * 39, "x" * 40, "x" * 41])
+def test_on_a_shared_terminal_a_line_begins_below_whatever_another_process_has_begun(text: str):
+    with open_terminal(40) as screen:
+        terminal = Terminal(
+            screen.stream, screen.stream, {"TERM": "xterm"}, as_json=False, names=NAMES, is_verbose=True, is_shared=True
+        )
+        screen.stream.write(text)
+        screen.stream.flush()
+        terminal.relay("shard-0", make_line("shard-0", 0, "info", "done", {}), to_stderr=True)
+        assert terminal.close(timeout_s=5)
+        screen.wait_for(lambda shown: "done" in "".join(shown.lines))
+        lines = screen.screen.lines
+
+    begun = [text[start : start + 40] for start in range(0, len(text), 40)]
+    assert [line for line in lines if line][:-1] == begun

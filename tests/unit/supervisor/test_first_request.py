@@ -41,10 +41,10 @@ def test_with_tls_the_certificate_is_verified_under_a_name_that_it_has(names: tu
     assert write(names, **TLS) == f'tgis generate {options.format(ca=ca)} "Once upon a time"'
 
 
-def test_with_mutual_tls_the_clients_files_are_placeholders():
+def test_with_mutual_tls_the_clients_files_are_named_as_in_the_docs():
     suggestion = write(is_found=True, tls_client_ca_cert_path=Path("ca.pem"), **TLS)
 
-    assert suggestion == 'tgis generate --cert CLIENT.pem --key CLIENT.key "Once upon a time"'
+    assert suggestion == 'tgis generate --cert client.crt --key client.key "Once upon a time"'
 
 
 @pytest.mark.parametrize(

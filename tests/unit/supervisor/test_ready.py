@@ -105,9 +105,8 @@ def test_a_first_request_that_does_not_fit_stays_on_a_line_of_its_own_below_the_
         terminal.print("", make_panel(ready, 80, is_verbose=False))
         assert terminal.close(timeout_s=5)
 
-    assert pty.lines[-1] == ready.first_request
-    assert pty.lines[-2].startswith("╰")
-    assert [line for line in pty.lines if "try" in line] == []
+    assert pty.lines[-2:] == ["try:", ready.first_request]
+    assert pty.lines[-3].startswith("╰")
 
 
 def test_on_a_dumb_terminal_a_long_first_request_stays_whole_too():

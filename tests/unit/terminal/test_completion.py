@@ -69,6 +69,15 @@ def test_words_are_completed(bash: Complete, line: str, words: list[str]) -> Non
     assert bash(line) == words
 
 
+def test_a_name_that_would_control_the_terminal_is_not_completed(bash: Complete, environ: dict[str, str]) -> None:
+    for name in ("my-\x1b[2J", "my-\x9b2J", "my-\nline"):
+        Path(name).mkdir()
+        (Path(name) / "config.json").touch()
+        (Path(environ["HF_HUB_CACHE"]) / f"models--{name}").mkdir()
+
+    assert bash("tgis run my") == ["my-model"]
+
+
 def test_a_missing_cache_completes_nothing(bash: Complete, environ: dict[str, str]) -> None:
     environ["HF_HUB_CACHE"] = "/nowhere"
 

@@ -89,6 +89,8 @@ VALUES = [
     ("launch --restart onfailure", "Did you mean on-failure?"),
     ("health --probe liv", "--probe is 'liv', but must be one of ready, live, startup. Did you mean live?"),
     ("health --timeout", "--timeout needs a value; `tgis health --help` shows what is accepted."),
+    ("generate --wait 5 hi", "write --wait-timeout 5. If 5 begins the text, write the text before --wait."),
+    ("generate hi --wait=2.5s", "--wait takes no value: write --wait-timeout 2.5."),
     ("generate --parallel x hi", "--parallel must be an integer from 1 to 1024."),
     ("download-weights x --stall-timeout x", "--stall-timeout must be a number of at least 1."),
     ("plan --gpu H1000", "did you mean H100?"),

@@ -17,7 +17,7 @@ from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.host.cpu_flags import CPUINFO, read_cpu_flags
 from tgis_server.model_files import ITEM_BYTES
 from tgis_server.run import Run
-from tgis_server.words.sizes import format_bytes
+from tgis_server.words.sizes import format_bytes, format_bytes_for_option
 
 GIB = 1 << 30
 CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, but at most ...
@@ -187,14 +187,14 @@ def check_kv_cache_memory(request: MemoryRequest) -> None:
         NotEnoughDevices: it does not.
     """
     asked = request.kv_cache_memory
-    if asked is not None and asked < sequence_bytes(request):
+    if asked is not None and asked < sequence_bytes(request, shortest_length(request)):
+        need = format_bytes_for_option(sequence_bytes(request, request.max_sequence_length))
         longest = asked // request.block_bytes * request.block_size
-        shorter = f", or --max-sequence-length {longest} or less" if longest >= SHORTEST_SEQUENCE else ""
-        raise failures.KV_CACHE_TOO_SMALL.error(
-            asked_bytes=asked,
-            length=shortest_length(request),
-            what_fits=f"--kv-cache-memory {sequence_bytes(request)} or more{shorter}",
-        )
+        if longest >= SHORTEST_SEQUENCE:
+            what_fits = f"--kv-cache-memory {need} or more, or --max-sequence-length {longest} or less"
+        else:
+            what_fits = f"--kv-cache-memory {need}, enough for one of {request.max_sequence_length:,} tokens"
+        raise failures.KV_CACHE_TOO_SMALL.error(asked_bytes=asked, length=shortest_length(request), what_fits=what_fits)
 
 
 def shortest_length(request: MemoryRequest) -> int:
@@ -202,9 +202,9 @@ def shortest_length(request: MemoryRequest) -> int:
     return request.max_sequence_length if request.is_explicit else SHORTEST_SEQUENCE
 
 
-def sequence_bytes(request: MemoryRequest) -> int:
-    """Keys and values of the shortest sequence that must fit, in whole blocks."""
-    return -(-shortest_length(request) // request.block_size) * request.block_bytes
+def sequence_bytes(request: MemoryRequest, length: int) -> int:
+    """Keys and values of a sequence of ``length`` tokens, in whole blocks."""
+    return -(-length // request.block_size) * request.block_bytes
 
 
 def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_bytes: int, what: str) -> None:
@@ -214,14 +214,15 @@ def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_
         NotEnoughDevices: they do not fit, or as :func:`check_kv_cache_memory`.
     """
     check_kv_cache_memory(request)
-    need = weight_bytes + step_bytes + sequence_bytes(request)
+    kv_bytes = sequence_bytes(request, shortest_length(request))
+    need = weight_bytes + step_bytes + kv_bytes
     if need > free_bytes:
         raise failures.MODEL_TOO_LARGE.error(
             model=what,
             need_bytes=need,
             weights_bytes=weight_bytes,
             step_bytes=step_bytes,
-            sequence_bytes=sequence_bytes(request),
+            sequence_bytes=kv_bytes,
             length=shortest_length(request),
             free_bytes=free_bytes,
         )
