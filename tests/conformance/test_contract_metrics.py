@@ -318,7 +318,7 @@ def by_row() -> list[Any]:
 
 
 @pytest.mark.parametrize(("call", "name", "labels", "expected"), by_row())
-def test_a_call_changes_this_value_by_the_expected_amount(
+def test_a_call_changes_each_metric_by_the_expected_amount(
     change: Callable[[str], Change], call: str, name: str, labels: dict[str, str], expected: Any
 ) -> None:
     seen = change(call)

@@ -56,7 +56,7 @@ CANNOT_LISTEN = Failure(
 RUN_DIR_NOT_WRITABLE = Failure(
     "run-dir-not-writable",
     "the run directory cannot be created",
-    "The run directory cannot be created in {parent}: {reason}. Choose a writable one with --run-dir.",
+    "The run directory cannot be created in {parent}: {reason}. Choose a writable directory with --run-dir.",
     UsageError,
 )
 SOCKET_PATH_TOO_LONG = Failure(

@@ -66,7 +66,7 @@ CRASHED = Failure(
 ABORTED = Failure(
     "aborted",
     "SIGABRT that the launcher did not send",
-    "{process} aborted itself (SIGABRT) at {place}: {last}; its last lines are in {log}.",
+    "{process} aborted (SIGABRT) at {place}: {last}; its last lines are in {log}.",
     GroupFailed,
 )
 ENDED_BY_SIGNAL = Failure(

@@ -120,7 +120,7 @@ def test_a_crash_for_lack_of_threads_is_reported_as_such(number: signal.Signals,
         (Exit("shard-0", -signal.SIGTERM, 1.0), "shard-0 was ended by SIGTERM from outside: "),
         (
             Exit("shard-0", -signal.SIGABRT, 1.0, ("oops", "", *CRASH.splitlines())),
-            "shard-0 aborted itself (SIGABRT) at tgis_server/engines/native/runner.py:123 in launch: "
+            "shard-0 aborted (SIGABRT) at tgis_server/engines/native/runner.py:123 in launch: "
             'its last line was "oops"; ',
         ),
         (Exit("shard-0", 1, 1.0, ("Error: x", "")), 'shard-0 ended with exit code 1; its last line was "Error: x".'),

@@ -85,7 +85,7 @@ def test_truncation_cuts_the_beginning_between_the_special_tokens(limit, expecte
     assert list(encode(tokenizer, "the cat", limit).token_ids) == expected
 
 
-def test_a_special_token_in_the_text_itself_is_not_kept():
+def test_truncation_does_not_keep_a_special_token_of_the_text_itself():
     tokenizer = tokenizer_of(vocabularies.byte_level())
     ids = vocabularies.byte_level().encode("ab").ids
 

@@ -154,7 +154,7 @@ def test_wrong_values_of_a_file_are_all_named_with_their_lines(config_file):
     assert "tgis.toml, line 4: max_batch_size is '0', but must be an integer of at least 1." in problems
 
 
-def test_a_table_in_a_file_is_named_with_its_line(config_file):
+def test_a_table_in_a_config_file_is_refused_with_its_name_and_line(config_file):
     with pytest.raises(UsageError, match=r"unknown option limits in line 3\."):
         load(config_file=config_file("port = 1\n\n[limits]\nmax_batch_size = 2\n"))
 

@@ -39,7 +39,7 @@ def test_the_last_few_are_kept_and_those_in_use(tmp_path: Path):
     first.close(is_wanted=True)
 
 
-def test_a_log_that_is_not_needed_is_removed_and_displaces_none(tmp_path: Path):
+def test_a_log_that_is_not_needed_is_removed_and_displaces_no_other(tmp_path: Path):
     for number in range(MAX_LOGS):
         (tmp_path / f"20000101-00000{number}-1.log").touch()
     log = RunLog.create(tmp_path)

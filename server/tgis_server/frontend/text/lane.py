@@ -56,7 +56,7 @@ class Lane:
 
     @asynccontextmanager
     async def hold(self, num_characters: int) -> AsyncIterator[None]:
-        """Wait, in order, until this much text fits, and count it as held inside the ``async with`` block.
+        """Wait in turn until this much text fits, and count it as held inside the ``async with`` block.
 
         A text longer than the maximum is held alone.
         """
