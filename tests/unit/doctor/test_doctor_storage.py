@@ -57,7 +57,8 @@ def test_a_full_file_system_is_a_failure(host: Host, numbers: str):
 
 def test_a_missing_directory_is_a_failure():
     assert complaints(check_run_dir, make_subject(run_dir="/nowhere")) == [
-        "The run directory cannot be created in /nowhere: No such directory. Choose a writable directory with --run-dir."
+        "The run directory cannot be created in /nowhere: No such directory. "
+        "Choose a writable directory with --run-dir."
     ]
 
 
