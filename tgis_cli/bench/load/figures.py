@@ -1,4 +1,4 @@
-"""From what was measured of a level to its figures. Called by the run of a load; sees neither the server nor a clock."""
+"""From what was measured of a level to its figures. The run of a load calls it; it sees no server and no clock."""
 
 from __future__ import annotations
 
@@ -301,5 +301,5 @@ def iterate_figures(level: Level) -> Iterator[Figure]:
         yield Figure(group, f"{name}_mean", "s", "", Estimate(latency.mean), latency.count)
     yield Figure(group, "failed_share", "", "lower", estimate_share(level.failed, level.sent), level.sent)
     if level.objective_share is not None:
-        share = estimate_share(round(level.objective_share * level.sent), level.sent)
-        yield Figure(group, "objective_share", "", "higher", share, level.sent)
+        share = estimate_share(round(level.objective_share * level.completed), level.completed)
+        yield Figure(group, "objective_share", "", "higher", share, level.completed)
