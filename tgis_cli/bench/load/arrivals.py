@@ -48,7 +48,7 @@ class Pacing:
 
     def _intervals(self, rate: float) -> Iterator[float]:
         """Seconds between calls. The mean is 1/rate, whatever the burstiness, as in `vllm bench serve`."""
-        rng = random.Random(self.seed)
+        rng = random.Random(self.seed)  # noqa: S311  reproducible
         while True:
             if self.process is Process.CONSTANT:
                 yield 1 / rate

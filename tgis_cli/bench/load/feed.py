@@ -80,4 +80,4 @@ class SyntheticFeed:
 
 def make_rng(seed: int, index: int) -> random.Random:
     """Random numbers of one call, the same in every process and run."""
-    return random.Random((seed * MIX) ^ index)
+    return random.Random((seed * MIX) ^ index)  # noqa: S311  reproducible

@@ -46,7 +46,7 @@ class PromptFile:
     def make_call(self, index: int) -> Call:
         """After the last line the first one follows again."""
         if self._stream is None:
-            self._stream = open(self.path, "rb")
+            self._stream = open(self.path, "rb")  # noqa: SIM115  for the life of the process
         self._stream.seek(self.places[index % len(self.places)])
         text, parameters, _ = parse_line(self._stream.readline(), self.shape.parameters)
         return self.shape.make_call([text], 0, parameters, index)

@@ -112,7 +112,7 @@ def keep_exact(vocabulary: Vocabulary, count_tokens: CountTokens) -> Vocabulary 
     Words may merge with a neighbour, in vocabularies whose tokens span blanks. A word is dropped if texts with it are
     wrong more often than others.
     """
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311  reproducible
     for _ in range(MAX_ROUNDS):
         trials = [rng.choices(vocabulary.words, k=TRIAL_WORDS) for _ in range(NUM_TRIALS)]
         counts = count_tokens([vocabulary.joint.join(trial) for trial in trials])

@@ -8,14 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from tgis_cli.clients.address import HTTP, Address, to_address
+from tgis_cli.clients.address import HTTP, Address, parse_url
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.metrics_source import MetricsSource, find_source
 from tgis_cli.clients.tls_files import TlsFiles
+from tgis_cli.own_server.launch_line import read_launch_line
+from tgis_cli.own_server.own_server import OwnServer
 from tgis_cli.runs.servers import RUN_FILE, RunningServer, find_at_port
-from tgis_server.errors import UsageError
+from tgis_server.errors import TgisError, UsageError
 from tgis_server.host.proxies import is_loopback
 
+EXAMPLE = "http://127.0.0.1:3000"
 # Of a server on this machine: what its speed may depend on.
 RUN_FACTS = (
     *("engine", "device", "dtype", "num_shard", "max_sequence_length", "max_batch_tokens", "tokenization_workers"),
@@ -34,16 +38,12 @@ class Target:
     client: Client
     files: TlsFiles | None  # of gRPC; None: plain text
     server: RunningServer | None  # what is known of it, if it is this user's
-    metrics: Address | None  # of its HTTP port; None: not known
+    metrics: MetricsSource | None
+    note: str = ""  # why there are no metrics
 
     @property
     def address(self) -> Address:
         return self.client.address
-
-    @property
-    def model(self) -> str:
-        """As it is shown; empty if it is not known."""
-        return self.server.title if self.server is not None else ""
 
 
 @contextlib.contextmanager
@@ -59,19 +59,33 @@ def open_target(
     given = parse_metrics_url(metrics_url) if metrics_url is not None else None
     if launch is None:
         with Client.connect(connection) as client:
-            server = find_own_server(client.address)
-            yield Target(client, connection.tls_files(client.address), server, given or find_metrics(server))
+            yield make_target(client, connection, given, environ)
         return
     if connection != Connection():
         raise UsageError("Give either --launch or the options of a running server, such as --url, not both.")
-    from tgis_cli.own_server.launch_line import read_launch_line
-    from tgis_cli.own_server.own_server import OwnServer
-
     options = read_launch_line(launch, "--launch")
-    model = options.flags.get("model_name")
-    own = OwnServer(str(model or "the demo model"), options, environ, err, shows_log=False)
-    with own.connect() as client:
-        yield Target(client, None, client.address.server, given or find_metrics(client.address.server))
+    model = str(options.flags.get("model_name") or "the demo model")
+    with OwnServer(model, options, environ, err, shows_log=False).connect() as client:
+        yield make_target(client, Connection(server=client.address.server), given, environ)
+
+
+def make_target(
+    client: Client, connection: Connection, metrics_url: Address | None, environ: Mapping[str, str]
+) -> Target:
+    address = client.address
+    server = address.server or (find_at_port(address.port) if is_loopback(address.host) else None)
+    source, note = None, ""
+    try:
+        if metrics_url is not None:
+            source = MetricsSource(metrics_url, connection.tls_files(metrics_url))
+        else:
+            source = find_source(connection, environ)
+        source.scrape()
+    except TgisError as error:
+        if metrics_url is not None:
+            raise
+        source, note = None, f"The server's metrics are missing: {error} Give their address with --metrics-url URL."
+    return Target(client, connection.tls_files(address), server, source, note)
 
 
 def parse_metrics_url(text: str) -> Address:
@@ -79,23 +93,10 @@ def parse_metrics_url(text: str) -> Address:
     Raises:
         UsageError: it is not the URL of an HTTP port. A path to the metrics is left out.
     """
-    from tgis_cli.clients.address import parse_url
-
-    return parse_url(text.removesuffix("/metrics"), "--metrics-url", HTTP, with_tls=False, bare=HTTP)
-
-
-def find_own_server(address: Address) -> RunningServer | None:
-    """This user's server at an address, also if a URL named it."""
-    if address.server is not None:
-        return address.server
-    return find_at_port(address.port) if is_loopback(address.host) else None
-
-
-def find_metrics(server: RunningServer | None) -> Address | None:
-    """Its HTTP port, unless that demands a certificate of its clients."""
-    if server is None or server.is_obscure or not server.http_port or server.http_tls == "mutual":
-        return None
-    return to_address(server, HTTP)
+    address = parse_url(text.removesuffix("/metrics"), "--metrics-url", HTTP, with_tls=False, bare=HTTP)
+    if address.protocol != HTTP:
+        raise UsageError(f"--metrics-url {text} is a gRPC address: metrics are at an HTTP port, such as {EXAMPLE}.")
+    return address
 
 
 def describe_model(target: Target) -> dict[str, Any]:
