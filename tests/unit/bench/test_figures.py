@@ -19,7 +19,8 @@ def level_of(timeline: Timeline, concurrency: int | None = 2, **options) -> Leve
     records = timeline.records()
     due_s = None if concurrency else tuple(sorted(records.due_s))
     arrivals = Arrivals(concurrency=concurrency, due_s=due_s)
-    return make_level(records, options.pop("health", healthy()), arrivals, title="level", is_streamed=True, **options)
+    health = options.pop("health", healthy())
+    return make_level(records, health, arrivals, "level", is_streamed=True, **options)
 
 
 def test_latencies_of_streams_are_those_of_their_tokens():
@@ -165,13 +166,18 @@ def test_one_slow_gap_in_twenty_is_within_an_objective_for_gaps():
 
 
 def test_the_series_shows_the_level_second_by_second():
-    series = level_of(closed_loop(calls_per_stream=3)).series
+    timeline = Timeline()
+    for sent_s in (0.05, 1.05, 2.05):
+        timeline.stream(sent_s, sent_s + 0.5, [0.1] * 4)
+    timeline.stream(1.05, 1.35, [0.3] * 2)
+
+    series = level_of(timeline).series
 
     assert series.step_s == 1
-    assert series.output_tokens_per_s == [10, 12, 14]  # the last token of a call arrives as the next call starts
-    assert series.in_flight == pytest.approx([2, 2, 2])
-    assert series.ttft_p50_s == pytest.approx([0.5] * 3, rel=0.02)
-    assert series.itl_p95_s == pytest.approx([0.1] * 3, rel=0.02)
+    assert series.output_tokens_per_s == [5, 8, 5]
+    assert series.in_flight == pytest.approx([0.9, 1.8, 0.9])
+    assert series.ttft_p50_s == pytest.approx([0.5, 0.3, 0.5], rel=0.02)
+    assert series.itl_p95_s == pytest.approx([0.1, 0.3, 0.1], rel=0.02)
 
 
 def test_a_long_level_has_longer_steps():
@@ -266,7 +272,7 @@ class OneWatch:
 
 
 def test_what_the_server_says_stands_beside_what_was_seen():
-    level = level_of(closed_loop(), server_side=OneWatch(), started_at=100.0)
+    level = level_of(closed_loop(), watch=OneWatch(), started_at=100.0)
 
     assert level.server == {"queue_s": 0.1, "prefill_s": 0.3}
     assert level.series.server == {"queue": [1.0, 10, 100.0]}

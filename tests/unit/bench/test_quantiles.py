@@ -63,7 +63,7 @@ def make_steps(rng, *, num, streams, likeness):
     return (np.sqrt(likeness) * shared + rng.normal(0, np.sqrt(1 - likeness), (streams, num))).ravel()
 
 
-def count_hits(draw, percent, truth, *, runs=400):
+def count_hits(draw, percent, truth, *, runs=200):
     estimates = [draw().get(percent) for _ in range(runs)]
     return np.mean([one is not None and one.low <= truth <= one.high for one in estimates])
 
