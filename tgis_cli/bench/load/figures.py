@@ -1,4 +1,4 @@
-"""From what was measured of a level to its figures. Called by the run of a load; sees neither the server nor a clock."""
+"""From what was measured of a level to its figures. The run of a load calls it; it sees no server and no clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUM_BINS = 40  # of a histogram
 MAX_DECADES = 6.0  # that it spans: gaps between tokens that arrived nearly together would stretch it without end
 
 
-class ServerSide(Protocol):
+class Watch(Protocol):
     """What the server said about the level: ``MetricsWatch``."""
 
     def difference(self) -> dict[str, Any] | None: ...
@@ -42,19 +42,19 @@ def make_level(
     records: Records,
     health: GeneratorHealth,
     arrivals: Arrivals,
-    *,
     title: str,
+    *,
     is_streamed: bool,
     rate: float | None = None,
     is_cut: bool = False,
     objectives: Sequence[Objective] = (),
-    server_side: ServerSide | None = None,
+    watch: Watch | None = None,
     started_at: float = 0.0,
 ) -> Level:
     """
     Args:
         rate: that was asked for, in calls per second.
-        started_at: of the level, on the monotonic clock; matters only to ``server_side``.
+        started_at: of the level, on the monotonic clock; matters only to ``watch``.
     """
     whole = find_whole_window(records)
     steady, note = find_steady_window(records, arrivals)
@@ -68,10 +68,10 @@ def make_level(
     is_ok = records.status == 0
     generator = describe_generator(health)
     described = describe_latencies(latencies, is_ok & chosen, tokens)
-    server = server_side.difference() if server_side is not None else None
+    server = watch.difference() if watch is not None else None
     series = make_series(records, latencies, tokens, step_edges)
-    if server_side is not None:
-        series.server = server_side.series(step_s, len(step_edges) - 1, started_at)
+    if watch is not None:
+        series.server = watch.series(step_s, len(step_edges) - 1, started_at)
     is_behind = arrivals.due_s is not None and is_saturated(records)
     wrong_counts = int(np.count_nonzero(has_wrong_counts(records)))
     failed = ~is_ok & (records.status != CUT)
@@ -301,5 +301,5 @@ def iterate_figures(level: Level) -> Iterator[Figure]:
         yield Figure(group, f"{name}_mean", "s", "", Estimate(latency.mean), latency.count)
     yield Figure(group, "failed_share", "", "lower", estimate_share(level.failed, level.sent), level.sent)
     if level.objective_share is not None:
-        share = estimate_share(round(level.objective_share * level.sent), level.sent)
-        yield Figure(group, "objective_share", "", "higher", share, level.sent)
+        share = estimate_share(round(level.objective_share * level.completed), level.completed)
+        yield Figure(group, "objective_share", "", "higher", share, level.completed)

@@ -51,7 +51,8 @@ def find_arrivals(records: Records, calls: slice, gaps: slice) -> Doubles:
     sizes = records.num_gaps[calls]
     passed = np.cumsum(records.gap_s[gaps], dtype=np.float64)
     before = np.concatenate(([0.0], passed))[np.cumsum(sizes) - sizes]  # at the first token of each call
-    return passed + np.repeat(records.first_s[calls] - before, sizes)
+    arrived = passed + np.repeat(records.first_s[calls] - before, sizes)
+    return np.minimum(arrived, np.repeat(records.end_s[calls], sizes))  # gaps are rounded to 7 digits
 
 
 class LatencyOverTime:

@@ -19,9 +19,7 @@ from tgis_cli.bench.load.records import Doubles, Records
 
 MIN_SHARE = 1 / 3
 SETTLED_SHARE = 0.95  # of the calls have ended, once a new level has run for this percentile of their durations
-NO_STEADY_STATE = (
-    "The level is too short to tell its ramp-up and tail from a steady state: its figures are of all of it."
-)
+NO_STEADY_STATE = "The level is too short for a steady state: its figures include ramp-up and tail."
 
 
 def find_whole_window(records: Records) -> Window:
