@@ -16,6 +16,8 @@ from tgis_cli.bench.result import Estimate, Result
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.sizes import format_bytes
 
+EN_DASH = "\u2013"
+
 
 def clean(text: object) -> str:
     """Any text as HTML, with its control characters shown."""
@@ -37,7 +39,9 @@ def write_tables(result: Result) -> str:
 
 def write_grid(grid: Grid) -> str:
     body = "".join(f"<tr><th>{clean(row)}</th>{write_cells(grid, number)}</tr>" for number, row in enumerate(grid.rows))
-    return f'<div class="table" tabindex="0"><table><thead>{write_head(grid)}</thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="table" tabindex="0"><table><thead>{write_head(grid)}</thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def write_head(grid: Grid) -> str:
@@ -63,7 +67,7 @@ def write_cells(grid: Grid, number: int) -> str:
 
 
 def write_small(text: str) -> str:
-    return f"<small>{clean(text.replace('-', '\u2013'))}</small>" if text else ""
+    return f"<small>{clean(text.replace('-', EN_DASH))}</small>" if text else ""
 
 
 def write_levels(levels: Sequence[Level]) -> str:
@@ -98,7 +102,7 @@ def write_tile(words: str, estimate: Estimate, unit: str, more: str) -> str:
 
 def describe_range(estimate: Estimate, unit: str) -> str:
     chosen = choose_unit(unit, [estimate.value])
-    return format_interval(chosen, estimate).replace("-", " \u2013 ")
+    return format_interval(chosen, estimate).replace("-", f" {EN_DASH} ")
 
 
 def write_details(level: Level) -> str:
