@@ -17,6 +17,8 @@ from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.sizes import format_bytes
 
 EN_DASH = "\u2013"
+TABLE = '<div class="table" tabindex="0"><table><thead>{}</thead><tbody>{}</tbody></table></div>'
+SETUP = '<details open><summary>Machine, model, server and options</summary><div class="panels">{}</div></details>'
 
 
 def clean(text: object) -> str:
@@ -38,10 +40,8 @@ def write_tables(result: Result) -> str:
 
 
 def write_grid(grid: Grid) -> str:
-    body = "".join(f"<tr><th>{clean(row)}</th>{write_cells(grid, number)}</tr>" for number, row in enumerate(grid.rows))
-    return (
-        f'<div class="table" tabindex="0"><table><thead>{write_head(grid)}</thead><tbody>{body}</tbody></table></div>'
-    )
+    rows = [f"<tr><th>{clean(row)}</th>{write_cells(grid, number)}</tr>" for number, row in enumerate(grid.rows)]
+    return TABLE.format(write_head(grid), "".join(rows))
 
 
 def write_head(grid: Grid) -> str:
@@ -130,7 +130,7 @@ def write_setup(result: Result) -> str:
         if rows
     )
     command = f'<p class="command"><code>{clean(result.command)}</code></p>' if result.command else ""
-    return f'{command}<details open><summary>Machine, model, server and options</summary><div class="panels">{panels}</div></details>'
+    return command + SETUP.format(panels)
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, str]]:
