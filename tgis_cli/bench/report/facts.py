@@ -1,0 +1,65 @@
+"""What is known of a level beside its latencies: its windows, the server's own view, and the generator's health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tgis_cli.bench.load.detail import Level
+from tgis_cli.bench.report.units import choose_unit, is_known
+from tgis_server.words.sizes import format_count
+
+SPLIT = ("client", "queue", "prefill", "rest")
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    name: str
+    text: str
+
+
+def describe_level(level: Level) -> Iterator[Fact]:
+    steady, whole = level.steady, level.whole
+    window = f"{steady.start_s:.1f} to {steady.end_s:.1f} s of {whole.end_s - whole.start_s:.1f} s"
+    yield Fact("Window", f"{window}, {format_count(level.completed, 'request')} completed of {level.sent:,} sent")
+    if split := describe_split(level):
+        yield Fact("First token", split)
+    if server := describe_server(level):
+        yield Fact("Server", server)
+    if generator := describe_generator(level):
+        yield Fact("Generator", generator)
+
+
+def describe_split(level: Level) -> str:
+    """``queue 12.1 + prefill 45.0 + rest 3.2 ms on average``."""
+    split = {name: value for name, value in (level.first_token_split or {}).items() if is_known(value)}
+    unit = choose_unit("s", [max(split.values(), default=0.0)])
+    parts = " + ".join(f"{name} {unit.format(split[name])}" for name in SPLIT if name in split)
+    return f"{parts} {unit.name} on average" if parts else ""
+
+
+def describe_server(level: Level) -> str:
+    """``queue 0.4, at most 3; batch rows 7.8, at most 8; KV cache 41 %, at most 48 %``."""
+    parts = []
+    for name, words in (("queue", "queue"), ("batch_rows", "batch rows"), ("kv_used_share", "KV cache")):
+        known = [value for value in level.series.server.get(name, ()) if is_known(value)]
+        if known:
+            pattern = "{:.0%}" if name.endswith("_share") else "{:.1f}"
+            mean, most = (pattern.format(value) for value in (sum(known) / len(known), max(known)))
+            parts.append(f"{words} {mean}, at most {most.removesuffix('.0')}")
+    return "; ".join(parts)
+
+
+def describe_generator(level: Level) -> str:
+    facts = level.generator
+    parts = []
+    if workers := facts.get("workers"):
+        parts.append(format_count(workers, "worker"))
+    for name, words in (("send_lag_p99_s", "requests sent"), ("loop_lag_p99_s", "event loop")):
+        if is_known(lag := facts.get(name)):
+            parts.append(f"{words} {choose_unit('s', [lag]).format_with_name(lag)} late at p99")
+    if is_known(share := facts.get("cpu_share")):
+        parts.append(f"{share:.0%} of a CPU")
+    if is_known(cost := facts.get("cpu_us_per_token")):
+        parts.append(f"{cost:.0f} us of CPU per token")
+    return ", ".join(parts)
