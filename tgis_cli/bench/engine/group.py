@@ -6,10 +6,8 @@ import contextlib
 import json
 import os
 import selectors
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,23 +29,6 @@ LOOK_S = 0.2  # between looks at the processes
 CAUSE_S = 0.5  # for the process that failed first to report why
 END_S = 5.0  # for followers to end after the leader has told them to
 TAIL_LINES = 200
-
-
-@contextlib.contextmanager
-def private_dir() -> Iterator[Path]:
-    """A run directory that no command takes for a server's. It is kept if an unexpected error left a traceback."""
-    run_dir = Path(tempfile.mkdtemp(prefix="tbench-")).resolve()
-    (run_dir / "errors").mkdir()
-    try:
-        yield run_dir
-    except TgisError as error:
-        if str(run_dir) not in str(error):
-            shutil.rmtree(run_dir, ignore_errors=True)
-        raise
-    except BaseException:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        raise
-    shutil.rmtree(run_dir, ignore_errors=True)
 
 
 @dataclass(slots=True)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from signal import Signals
 from typing import Any
 
-from tgis_cli.bench.engine.group import Group, private_dir
+from tgis_cli.bench.decided import decide, private_run_dir
+from tgis_cli.bench.engine.group import Group
 from tgis_cli.bench.engine.work import Cost, Measured, Plan, add_up, cost_of, list_works
 from tgis_cli.bench.fingerprint import make_fingerprint
 from tgis_cli.bench.limits import Limits, read_limits
 from tgis_cli.bench.repeats import divide, make_figure
 from tgis_cli.bench.result import Figure, Result
-from tgis_cli.launch.forked_work import Activity
-from tgis_cli.launch.prepare import survey
-from tgis_cli.machine import probe_machine
 from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.terminal.status_line import StatusLine
-from tgis_server.engines.catalogue import get_engine
+from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
 from tgis_server.engines.door import ModelSummary, StepWork
 from tgis_server.errors import GroupFailed, UsageError
 from tgis_server.host.interpreter import make_command
@@ -61,7 +61,7 @@ class Findings:
             case "phase":
                 return str(event["phase"])
             case "facts":
-                self.facts = event
+                self.facts = event["model"] | event["capacity"]
             case "left_out":
                 self.notes.append(event["reason"])
             case "begun":
@@ -75,82 +75,79 @@ class Findings:
 
 
 def measure_engine(
-    loaded: LoadedConfig, environ: Mapping[str, str], options: EngineOptions, is_stopped: Callable[[], bool]
+    loaded: LoadedConfig, environ: Mapping[str, str], options: EngineOptions, stopped: list[Signals]
 ) -> Result | None:
     """Measure, with a line of progress on stderr.
 
     Args:
-        is_stopped: whether to end with what has been measured.
+        stopped: gets the stop signal that ends the measurement early, with what has been measured.
 
     Returns:
         ``None`` after a profile, which the leader has printed.
 
     Raises:
-        TgisError: the model cannot be loaded here, or a process has failed.
+        TgisError: the model cannot be loaded here, a process has failed, or a signal came before the first round.
     """
     plan = options.make_plan()
     line = StatusLine(sys.stderr, environ, elsewhere_every_s=LINE_S)
-    with private_dir() as run_dir:
+    with private_run_dir() as run_dir, cleared(line):
         line.show(lambda: "looking at the machine and the model")
-        run = make_run(loaded, environ, run_dir, options)
-        door = get_engine(run.engine).door
-        summary = door.inspect(run.model_dir, run.num_shard)
-        if summary.kind != "decoder":
-            raise UsageError(f"{run.model_id} is an encoder-decoder: `tgis bench engine` measures decoders only.")
-        machine = probe_machine(environ)
+        decided = decide(loaded, environ, run_dir)
+        if decided.summary.kind != "decoder":
+            raise UsageError(f"{decided.run.model_id} is no decoder: `tgis bench engine` measures no others.")
+        run = give_slots(decided.run, options)
+        run.save()
         limits = None
-        if summary.sizes and not options.num_profiled:
+        if decided.summary.sizes and not options.num_profiled:
             line.show(lambda: "measuring the limits of this machine")
             limits = measure_limits(run, environ)
         fingerprint = make_fingerprint(
             environ,
-            model=describe_model(run, summary),
-            server=describe_server(loaded),
-            run={"rows": options.rows, "contexts": options.contexts, "prefills": options.prefills},
-            machine=machine,
+            model=decided.describe_model(),
+            server=decided.given,
+            run=asdict(options),
             bandwidth=limits and limits.bandwidth,
         )
         findings = Findings()
-        try:
-            with Group(run, plan, environ, options.num_profiled) as group:
-                for event in group.events(is_stopped):
-                    if doing := findings.take(event, plan):
-                        line.show(lambda doing=doing: doing)  # type: ignore[misc]  # mypy: lambda default
-        finally:
-            line.clear()
+        with Group(run, plan, environ, options.num_profiled) as group, stopping_by(stopped.append):
+            for event in group.events(lambda: bool(stopped)):
+                if doing := findings.take(event, plan):
+                    line.show(lambda doing=doing: doing)  # type: ignore[misc]  # mypy: lambda default
     if options.num_profiled:
         return None
-    if not findings.measured and findings.notes:
-        raise UsageError(" ".join(findings.notes))
-    work = work_of_device(run, summary)
-    fingerprint["engine"] = findings.facts.get("model", {}) | findings.facts.get("capacity", {})
+    if not findings.measured:
+        raise Interrupted(stopped[0]) if stopped else UsageError(" ".join(findings.notes))
+    fingerprint["model"] |= findings.facts
+    measured = list(findings.measured.values())
     return Result(
         kind="engine",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=" ".join(["tgis", *sys.argv[1:]]),
-        options={"rounds": options.rounds},
-        shape={
-            "model": run.model_id,
-            "works": [each.work.title for each in findings.measured.values()],
-        },
+        command=shlex.join(["tgis", *sys.argv[1:]]),
+        options=asdict(options),
+        shape={"works": [each.work.title for each in measured]},
         fingerprint=fingerprint,
-        figures=list(make_figures(findings.measured.values(), work, limits, run)),
+        figures=list(make_figures(measured, work_of_device(run, decided.summary), limits, run)),
         notes=findings.notes,
-        is_cut=is_stopped(),
+        is_cut=bool(stopped),
         detail={
-            "limits": limits and describe_limits(limits),
-            "seconds": {each.work.title: each.seconds for each in findings.measured.values()},
+            "limits": limits and asdict(limits),
+            "seconds": {each.work.title: each.seconds for each in measured},
         },
     )
 
 
-def make_run(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, options: EngineOptions) -> Run:
-    """The run that a launch would make, with a slot for each row."""
-    run = survey(loaded, environ, run_dir, Activity()).run
-    num_slots = max(run.config.max_batch_size, *options.rows, 1)
-    run = replace(run, config=replace(run.config, max_batch_size=num_slots))
-    run.save()
-    return run
+@contextlib.contextmanager
+def cleared(line: StatusLine) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        line.clear()
+
+
+def give_slots(run: Run, options: EngineOptions) -> Run:
+    """The run with a slot for each row."""
+    num_slots = max(run.config.max_batch_size, *options.rows)
+    return replace(run, config=replace(run.config, max_batch_size=num_slots))
 
 
 def measure_limits(run: Run, environ: Mapping[str, str]) -> Limits:
@@ -180,9 +177,7 @@ def work_of_device(run: Run, summary: ModelSummary) -> StepWork | None:
     return add_up([summary.sizes.step_work(rank, run.num_shard, run.dtype) for rank in ranks])
 
 
-def make_figures(
-    found: Iterable[Measured], step: StepWork | None, limits: Limits | None, run: Run
-) -> Iterator[Figure]:
+def make_figures(found: Iterable[Measured], step: StepWork | None, limits: Limits | None, run: Run) -> Iterator[Figure]:
     for each in found:
         work, title = each.work, each.work.title
         time_of = make_figure(title, "step_time" if work.kind == "decode" else "time", "s", "lower", each.seconds)
@@ -202,31 +197,3 @@ def least_times(cost: Cost, limits: Limits, dtype: str) -> dict[str, float]:
         "memory_share": cost.read_bytes / limits.bandwidth.all_threads,
         "compute_share": cost.flops / limits.gemm_flops_per_s[dtype],
     }
-
-
-def describe_limits(limits: Limits) -> dict[str, Any]:
-    return {
-        "bytes_per_s": limits.bandwidth.all_threads,
-        "bytes_per_s_one_thread": limits.bandwidth.one_thread,
-        "flops_per_s": limits.gemm_flops_per_s,
-        "threads": limits.bandwidth.num_threads,
-    }
-
-
-def describe_model(run: Run, summary: ModelSummary) -> dict[str, Any]:
-    return {
-        "name": run.model_id,
-        "family": summary.family,
-        "layout": summary.layout,
-        "dtype": run.dtype,
-        "device": run.device,
-        "num_shard": run.num_shard,
-        "shard_threads": run.shard_threads,
-        "engine": run.engine,
-    }
-
-
-def describe_server(loaded: LoadedConfig) -> dict[str, Any]:
-    """The options that were given."""
-    shown = loaded.as_dict()
-    return {name: str(shown[name]["value"]) for name, origin in loaded.origins.items() if origin != "default"}

@@ -17,7 +17,6 @@ from tgis_server.wire.messages import NewSequence, StepPlan, pack_ids
 
 ROUND_S = 0.5  # of decode steps of one work in one round
 MIN_STEPS = 3
-FIRST_ID = 3  # ids below it are often special
 
 
 class Stepper:
@@ -119,8 +118,8 @@ class Stepper:
     def _start(self, work: Work, row: int, num_tokens: int, num_cached: int) -> NewSequence:
         sampling, wanted = VARIANTS[work.variant]
         self._seed += 1
-        room = max(1, self._runner.facts.vocab_size - FIRST_ID)
-        ids = ((7919 * self._seed + 31 * i) % room + min(FIRST_ID, self._runner.facts.vocab_size - 1) for i in range(num_tokens))
+        num_ids = self._runner.facts.vocab_size
+        ids = ((7919 * self._seed + 31 * i) % num_ids for i in range(num_tokens))
         border = self._runner.caps.rope_border
         return NewSequence(
             slot=row,

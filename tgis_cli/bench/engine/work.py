@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tgis_server.engines.api import Capacity
 from tgis_server.engines.door import StepWork
+from tgis_server.errors import UsageError
 from tgis_server.wire.messages import SamplingParams, Wanted
 from tgis_server.words.sizes import format_count
 
@@ -59,6 +60,18 @@ class Plan:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Plan:
         return cls(tuple(Work(**work) for work in facts["works"]), facts["rounds"])
+
+
+def read_numbers(text: str, flag: str) -> tuple[int, ...]:
+    """``1,8,32`` as numbers; nothing for an empty text.
+
+    Raises:
+        UsageError: it is not a list of positive numbers.
+    """
+    words = [word.strip() for word in text.split(",")] if text.strip() else []
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise UsageError(f"{flag} is {text!r}, but must be positive numbers with commas between them, such as 1,8,32.")
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def list_works(rows: Sequence[int], contexts: Sequence[int], prefills: Iterable[int]) -> Iterator[Work]:

@@ -171,5 +171,3 @@ def name_unit(figure: Figure) -> str:
 
 def drop_columns(grid: Grid, *names: str) -> Grid:
     return Grid(grid.corner, grid.rows, [column for column in grid.columns if column.name not in names])
-
-

@@ -29,8 +29,12 @@ def write_grid(grid: Grid) -> Iterator[str]:
     yield write_row([grid.corner, *(column.full_name for column in grid.columns)])
     yield "|---|" + "--:|" * len(grid.columns)
     for number, row in enumerate(grid.rows):
-        below = [f" ({column.below[number]})" if column.below and column.below[number] else "" for column in grid.columns]
-        yield write_row([row, *(f"{column.cells[number]}{more}" for column, more in zip(grid.columns, below, strict=True))])
+        below = [
+            f" ({column.below[number]})" if column.below and column.below[number] else "" for column in grid.columns
+        ]
+        yield write_row(
+            [row, *(f"{column.cells[number]}{more}" for column, more in zip(grid.columns, below, strict=True))]
+        )
 
 
 def write_row(cells: Sequence[str]) -> str:

@@ -37,7 +37,9 @@ def write_tables(result: Result) -> str:
 
 def write_grid(grid: Grid) -> str:
     body = "".join(f"<tr><th>{clean(row)}</th>{write_cells(grid, number)}</tr>" for number, row in enumerate(grid.rows))
-    return f'<div class="table" tabindex="0"><table><thead>{write_head(grid)}</thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="table" tabindex="0"><table><thead>{write_head(grid)}</thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def write_head(grid: Grid) -> str:
