@@ -16,6 +16,10 @@ from tgis_cli.bench.result import Estimate, Result
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.sizes import format_bytes
 
+EN_DASH = "\u2013"
+TABLE = '<div class="table" tabindex="0"><table><thead>{}</thead><tbody>{}</tbody></table></div>'
+SETUP = '<details open><summary>Machine, model, server and options</summary><div class="panels">{}</div></details>'
+
 
 def clean(text: object) -> str:
     """Any text as HTML, with its control characters shown."""
@@ -36,10 +40,8 @@ def write_tables(result: Result) -> str:
 
 
 def write_grid(grid: Grid) -> str:
-    body = "".join(f"<tr><th>{clean(row)}</th>{write_cells(grid, number)}</tr>" for number, row in enumerate(grid.rows))
-    return (
-        f'<div class="table" tabindex="0"><table><thead>{write_head(grid)}</thead><tbody>{body}</tbody></table></div>'
-    )
+    rows = [f"<tr><th>{clean(row)}</th>{write_cells(grid, number)}</tr>" for number, row in enumerate(grid.rows)]
+    return TABLE.format(write_head(grid), "".join(rows))
 
 
 def write_head(grid: Grid) -> str:
@@ -65,7 +67,7 @@ def write_cells(grid: Grid, number: int) -> str:
 
 
 def write_small(text: str) -> str:
-    return f"<small>{clean(text.replace('-', '\u2013'))}</small>" if text else ""
+    return f"<small>{clean(text.replace('-', EN_DASH))}</small>" if text else ""
 
 
 def write_levels(levels: Sequence[Level]) -> str:
@@ -100,7 +102,7 @@ def write_tile(words: str, estimate: Estimate, unit: str, more: str) -> str:
 
 def describe_range(estimate: Estimate, unit: str) -> str:
     chosen = choose_unit(unit, [estimate.value])
-    return format_interval(chosen, estimate).replace("-", " \u2013 ")
+    return format_interval(chosen, estimate).replace("-", f" {EN_DASH} ")
 
 
 def write_details(level: Level) -> str:
@@ -128,7 +130,7 @@ def write_setup(result: Result) -> str:
         if rows
     )
     command = f'<p class="command"><code>{clean(result.command)}</code></p>' if result.command else ""
-    return f'{command}<details open><summary>Machine, model, server and options</summary><div class="panels">{panels}</div></details>'
+    return command + SETUP.format(panels)
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, str]]:

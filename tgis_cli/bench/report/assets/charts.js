@@ -62,12 +62,12 @@ function findLogTicks(low, high, count) {
   }
 }
 
-// A scale for a vertical axis: from 0, or logarithmic where the values span more than a decade and a half.
+// A scale for a vertical axis: from 0, or logarithmic where the values span more than a decade.
 function makeUpright(values, from, to, { isLog = null, least = 0 } = {}) {
   const known = values.filter(isKnown);
   const high = Math.max(least, ...known);
   const low = Math.min(...known.filter((value) => value > 0));
-  if (isLog ?? high / low > 30) return { ...{ isLog: true }, scale: makeLog(low * 0.8, high * 1.25, from, to) };
+  if (isLog ?? high / low > 12) return { isLog: true, scale: makeLog(low * 0.8, high * 1.25, from, to) };
   const step = findStep(high || 1, 4);
   return { isLog: false, scale: makeLinear(0, Math.ceil((high || 1) / step - 1e-9) * step, from, to) };
 }
