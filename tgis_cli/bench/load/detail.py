@@ -79,6 +79,7 @@ class Level:
     series: Series
     waterfall: list[dict[str, Any]]  # at most 200 calls: due_s, sent_s, first_s, end_s, status, output_tokens
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
