@@ -108,12 +108,12 @@ class LoadRun:
             records,
             health,
             arrivals,
-            title=plan.title,
+            plan.title,
             is_streamed=self.options.is_streamed,
             rate=plan.rate,
             is_cut=self.is_cut,
             objectives=self.options.objectives,
-            server_side=watch,
+            watch=watch,
             started_at=started_at,
         )
         self.levels.append(level)
@@ -157,7 +157,7 @@ class StallWatch:
     changed_at: float | None = None
 
     def is_stalled(self, progress: Progress, now: float) -> bool:
-        current = (progress.tokens, progress.completed, progress.failed)
+        current = (progress.output_tokens, progress.completed, progress.failed)
         if current != self.seen or self.changed_at is None or not progress.in_flight:
             self.seen, self.changed_at = current, now
         return now - self.changed_at > STALL_S
