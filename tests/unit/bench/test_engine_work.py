@@ -89,5 +89,5 @@ def test_numbers_are_read_without_repetitions():
 
 @pytest.mark.parametrize("text", ["0", "1,", "eight", "1.5", "-1"])
 def test_what_is_no_list_of_numbers_is_refused(text: str):
-    with pytest.raises(UsageError, match="--rows is .* such as 1,8,32"):
+    with pytest.raises(UsageError, match=r"--rows is .* such as 1,8,32"):
         read_numbers(text, "--rows")

@@ -65,10 +65,10 @@ def test_figures_have_both_kinds_of_starts_and_then_the_phases():
     assert [(each.group, each.name) for each in figures] == [
         ("cold start", "ready"),
         ("cold start", "read_bytes"),
-        ("cold start", "peak_memory_bytes"),
+        ("cold start", "peak_pss_bytes"),
         ("warm start", "ready"),
         ("warm start", "read_bytes"),
-        ("warm start", "peak_memory_bytes"),
+        ("warm start", "peak_pss_bytes"),
         ("shard-0: reading weights", "cold"),
         ("shard-0: reading weights", "warm"),
     ]

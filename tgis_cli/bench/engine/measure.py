@@ -180,7 +180,7 @@ def work_of_device(run: Run, summary: ModelSummary) -> StepWork | None:
 def make_figures(found: Iterable[Measured], step: StepWork | None, limits: Limits | None, run: Run) -> Iterator[Figure]:
     for each in found:
         work, title = each.work, each.work.title
-        time_of = make_figure(title, "step_time" if work.kind == "decode" else "time", "s", "lower", each.seconds)
+        time_of = make_figure(title, "time", "s", "lower", each.seconds)
         amount = work.rows if work.kind == "decode" else work.tokens
         yield time_of
         yield Figure(title, "tokens_per_s", "tokens/s", "higher", divide(amount, time_of.estimate), time_of.count)

@@ -191,7 +191,7 @@ def make_figures(starts: Sequence[Start]) -> Iterator[Figure]:
             title = f"{kind} start"
             yield make_figure(title, "ready", "s", "lower", [each.ready_s for each in members])
             yield make_figure(title, "read_bytes", "bytes", "lower", [each.read_bytes for each in members])
-            yield make_figure(title, "peak_memory_bytes", "bytes", "lower", [each.peak_bytes for each in members])
+            yield make_figure(title, "peak_pss_bytes", "bytes", "lower", [each.peak_bytes for each in members])
     for phase in dict.fromkeys(name for each in starts for name in each.phases):
         for kind, members in kinds.items():
             if members:
