@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from tgis_cli.bench.report.grids import Column, Grid, make_grids
 from tgis_cli.bench.report.remarks import make_remarks
+from tgis_cli.bench.report.subject import describe_subject
 from tgis_cli.bench.result import Result, drop_nonfinite
 from tgis_server.words.control_characters import escape_controls
 
@@ -17,7 +18,8 @@ MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 def write_markdown(result: Result) -> str:
     """Tables, then remarks, then the command and the fingerprint, folded."""
-    lines: list[str] = []
+    subject = describe_subject(result)
+    lines = [f"**{escape(subject)}**", ""] if subject else []
     for grid in make_grids(result):
         lines += [*write_grid(grid), ""]
     remarks = [f"- **{remark.label}**: {escape(remark.sentence)}" for remark in make_remarks(result)]
