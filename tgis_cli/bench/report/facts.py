@@ -20,8 +20,13 @@ class Fact:
 
 def describe_level(level: Level) -> Iterator[Fact]:
     steady, whole = level.steady, level.whole
-    window = f"{steady.start_s:.1f} to {steady.end_s:.1f} s of {whole.end_s - whole.start_s:.1f} s"
-    yield Fact("Window", f"{window}, {format_count(level.completed, 'request')} completed of {level.sent:,} sent")
+    rates = (level.output_tokens_per_s.value, level.whole_output_tokens_per_s)
+    inside, over_all = (choose_unit("tokens/s", rates).format(rate) for rate in rates)
+    yield Fact(
+        "Window",
+        f"{steady.start_s:.1f} to {steady.end_s:.1f} s of {whole.end_s - whole.start_s:.1f} s, "
+        f"{level.completed:,} of {format_count(level.sent, 'request')}, {inside} tokens/s ({over_all} over the whole)",
+    )
     if split := describe_split(level):
         yield Fact("First token", split)
     if server := describe_server(level):
@@ -39,15 +44,20 @@ def describe_split(level: Level) -> str:
 
 
 def describe_server(level: Level) -> str:
-    """``queue 0.4, at most 3; batch rows 7.8, at most 8; KV cache 41 %, at most 48 %``."""
+    """``7.8 rows per step of 17.2 ms, at most 3 waiting, KV cache 41% used, 48% at most``."""
+    facts = level.server or {}
     parts = []
-    for name, words in (("queue", "queue"), ("batch_rows", "batch rows"), ("kv_used_share", "KV cache")):
-        known = [value for value in level.series.server.get(name, ()) if is_known(value)]
-        if known:
-            pattern = "{:.0%}" if name.endswith("_share") else "{:.1f}"
-            mean, most = (pattern.format(value) for value in (sum(known) / len(known), max(known)))
-            parts.append(f"{words} {mean}, at most {most.removesuffix('.0')}")
-    return "; ".join(parts)
+    if is_known(rows := facts.get("rows_per_step")) and is_known(step_s := facts.get("step_s")):
+        parts.append(f"{rows:.1f} rows per step of {choose_unit('s', [step_s]).format_with_name(step_s)}")
+    if is_known(waiting := facts.get("waiting_max")):
+        parts.append(f"at most {waiting:.0f} waiting" if waiting else "none waiting")
+    if is_known(mean := facts.get("kv_used_mean_share")) and is_known(most := facts.get("kv_used_max_share")):
+        parts.append(f"KV cache {mean:.0%} used, at most {most:.0%}")
+    if hits := facts.get("prefix_hit_share"):
+        parts.append(f"{hits:.0%} of the prompt tokens in the prefix cache")
+    if preemptions := facts.get("preemptions"):
+        parts.append(format_count(preemptions, "preemption"))
+    return ", ".join(parts)
 
 
 def describe_generator(level: Level) -> str:
@@ -61,5 +71,5 @@ def describe_generator(level: Level) -> str:
     if is_known(share := facts.get("cpu_share")):
         parts.append(f"{share:.0%} of a CPU")
     if is_known(cost := facts.get("cpu_us_per_token")):
-        parts.append(f"{cost:.0f} us of CPU per token")
+        parts.append(f"{cost / 1000:.3f} ms of CPU per token")
     return ", ".join(parts)

@@ -18,6 +18,7 @@ from string import Template
 from tgis_cli.bench.load.detail import LoadDetail
 from tgis_cli.bench.report.grids import find_detail
 from tgis_cli.bench.report.page_parts import write_levels, write_remarks, write_setup, write_tables
+from tgis_cli.bench.report.subject import describe_lengths, name_subject
 from tgis_cli.bench.result import Result, drop_nonfinite
 from tgis_server.words.control_characters import escape_controls
 
@@ -31,15 +32,16 @@ def write_html(result: Result) -> str:
     detail = find_detail(result)
     script = "\n".join(read_asset(name) for name in SCRIPTS)
     style = read_asset("page.css")
-    name = escape_controls(find_name(result))
+    kind = f"tgis bench {result.kind}"
+    name = escape_controls(name_subject(result) or kind)
     return Template(read_asset("page.html")).substitute(
         policy=make_policy(script, style),
-        title=escape(f"{name}: tgis bench"),
+        title=escape(f"{name}: {kind}"),
         style=style,
         script=script,
-        eyebrow=escape(f"tgis bench {result.kind}"),
-        name=escape(name),
-        meta=escape(format_date(result.created_at)),
+        eyebrow=escape(kind),
+        name=escape(name).replace("/", "/<wbr>"),  # lines may break there
+        meta=escape(", ".join(filter(None, (format_date(result.created_at), describe_lengths(result))))),
         remarks=write_remarks(result),
         tables=write_tables(result),
         charts=write_charts(detail) if detail else "",
@@ -75,13 +77,6 @@ def embed(detail: LoadDetail | None) -> str:
 
 def write_charts(detail: LoadDetail) -> str:
     return Template(read_asset("charts.html")).substitute(levels=write_levels(detail.levels))
-
-
-def find_name(result: Result) -> str:
-    """Of the model; without it, the kind of benchmark."""
-    model = result.fingerprint.get("model")
-    name = model.get("name") or model.get("id") if isinstance(model, dict) else model
-    return str(name or f"tgis bench {result.kind}")
 
 
 def format_date(created_at: str) -> str:

@@ -7,8 +7,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from tgis_cli.bench.report.grids import Grid, make_grids
+from tgis_cli.bench.report.grids import Column, Grid, make_grids
 from tgis_cli.bench.report.remarks import make_remarks
+from tgis_cli.bench.report.subject import describe_subject
 from tgis_cli.bench.result import Result, drop_nonfinite
 from tgis_server.words.control_characters import escape_controls
 
@@ -17,7 +18,8 @@ MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 def write_markdown(result: Result) -> str:
     """Tables, then remarks, then the command and the fingerprint, folded."""
-    lines: list[str] = []
+    subject = describe_subject(result)
+    lines = [f"**{escape(subject)}**", ""] if subject else []
     for grid in make_grids(result):
         lines += [*write_grid(grid), ""]
     remarks = [f"- **{remark.label}**: {escape(remark.sentence)}" for remark in make_remarks(result)]
@@ -29,12 +31,12 @@ def write_grid(grid: Grid) -> Iterator[str]:
     yield write_row([grid.corner, *(column.full_name for column in grid.columns)])
     yield "|---|" + "--:|" * len(grid.columns)
     for number, row in enumerate(grid.rows):
-        below = [
-            f" ({column.below[number]})" if column.below and column.below[number] else "" for column in grid.columns
-        ]
-        yield write_row(
-            [row, *(f"{column.cells[number]}{more}" for column, more in zip(grid.columns, below, strict=True))]
-        )
+        yield write_row([row, *(write_cell(column, number) for column in grid.columns)])
+
+
+def write_cell(column: Column, number: int) -> str:
+    below = column.below[number] if column.below else ""
+    return f"{column.cells[number]} ({below})" if below else column.cells[number]
 
 
 def write_row(cells: Sequence[str]) -> str:

@@ -9,12 +9,24 @@ from typing import Any
 
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.report.facts import describe_level
-from tgis_cli.bench.report.grids import Grid, format_interval, make_grids, make_percentile_grid
+from tgis_cli.bench.report.grids import (
+    ACRONYMS,
+    Grid,
+    format_interval,
+    make_grids,
+    make_percentile_grid,
+    name_figure,
+)
 from tgis_cli.bench.report.remarks import make_remarks
 from tgis_cli.bench.report.units import choose_unit
 from tgis_cli.bench.result import Estimate, Result
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.sizes import format_bytes
+
+EN_DASH = "\u2013"
+GIGA = 1e9
+TABLE = '<div class="table" tabindex="0"><table><thead>{}</thead><tbody>{}</tbody></table></div>'
+SETUP = '<details open><summary>Machine, model, server and options</summary><div class="panels">{}</div></details>'
 
 
 def clean(text: object) -> str:
@@ -36,10 +48,8 @@ def write_tables(result: Result) -> str:
 
 
 def write_grid(grid: Grid) -> str:
-    body = "".join(f"<tr><th>{clean(row)}</th>{write_cells(grid, number)}</tr>" for number, row in enumerate(grid.rows))
-    return (
-        f'<div class="table" tabindex="0"><table><thead>{write_head(grid)}</thead><tbody>{body}</tbody></table></div>'
-    )
+    rows = [f"<tr><th>{clean(row)}</th>{write_cells(grid, number)}</tr>" for number, row in enumerate(grid.rows)]
+    return TABLE.format(write_head(grid), "".join(rows))
 
 
 def write_head(grid: Grid) -> str:
@@ -65,7 +75,7 @@ def write_cells(grid: Grid, number: int) -> str:
 
 
 def write_small(text: str) -> str:
-    return f"<small>{clean(text.replace('-', '\u2013'))}</small>" if text else ""
+    return f"<small>{clean(text.replace('-', EN_DASH))}</small>" if text else ""
 
 
 def write_levels(levels: Sequence[Level]) -> str:
@@ -100,7 +110,7 @@ def write_tile(words: str, estimate: Estimate, unit: str, more: str) -> str:
 
 def describe_range(estimate: Estimate, unit: str) -> str:
     chosen = choose_unit(unit, [estimate.value])
-    return format_interval(chosen, estimate).replace("-", " \u2013 ")
+    return format_interval(chosen, estimate).replace("-", f" {EN_DASH} ")
 
 
 def write_details(level: Level) -> str:
@@ -117,10 +127,10 @@ def write_facts(facts: Iterator[tuple[str, str]]) -> str:
 def write_setup(result: Result) -> str:
     """The command, then what it ran on and with, by group."""
     groups: dict[str, list[tuple[str, str]]] = {}
-    for title, facts in (("Fingerprint", result.fingerprint), ("Shape", result.shape), ("Options", result.options)):
+    for title, facts in (("Origin", result.fingerprint), ("Shape", result.shape), ("Options", result.options)):
         for name, value in facts.items():
-            is_group = isinstance(value, Mapping) and title == "Fingerprint"
-            rows = groups.setdefault(clean_name(name).capitalize() if is_group else title, [])
+            is_group = isinstance(value, Mapping) and facts is result.fingerprint
+            rows = groups.setdefault(name_group(name) if is_group else title, [])
             rows += flatten(value, "" if is_group else clean_name(name))
     panels = "".join(
         f'<div class="panel"><h3>{clean(title)}</h3>{write_facts(iter(rows))}</div>'
@@ -128,11 +138,17 @@ def write_setup(result: Result) -> str:
         if rows
     )
     command = f'<p class="command"><code>{clean(result.command)}</code></p>' if result.command else ""
-    return f'{command}<details open><summary>Machine, model, server and options</summary><div class="panels">{panels}</div></details>'
+    return command + SETUP.format(panels)
+
+
+def name_group(name: str) -> str:
+    """``CPU``, ``Server``."""
+    words = name_figure(name)
+    return words if words in ACRONYMS.values() else words.capitalize()
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Leaves with the names on the way to them."""
+    """Leaves with the names on the way to them, without those that are empty."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             yield from flatten(each, f"{name} {clean_name(key)}".strip())
@@ -140,24 +156,28 @@ def flatten(value: Any, name: str) -> Iterator[tuple[str, str]]:
         if any(isinstance(each, Mapping) for each in value):
             for number, each in enumerate(value):
                 yield from flatten(each, f"{name} {number}".strip())
-        else:
-            yield name, ", ".join(map(format_fact, value)) or "-"
-    elif name.endswith(" bytes") and isinstance(value, int):
-        yield name.removesuffix(" bytes"), format_bytes(value)
-    else:
-        yield name, format_fact(value)
+        elif value:
+            yield name, ", ".join(format_fact(name, each) for each in value)
+    elif value is not None and value != "":
+        yield name.removesuffix(" bytes").removesuffix(" share"), format_fact(name, value)
 
 
 def clean_name(name: object) -> str:
     return str(name).replace("_", " ")
 
 
-def format_fact(value: Any) -> str:
+def format_fact(name: str, value: Any) -> str:
     match value:
-        case None:
-            return "-"
         case bool():
             return "yes" if value else "no"
+        case int() if name.endswith(" bytes"):
+            return format_bytes(value)
+        case int() | float() if name.endswith(" share"):
+            return f"{value:.1%}"
+        case int() | float() if "bandwidth" in name and value > GIGA / 1000:
+            return f"{value / GIGA:.1f} GB/s"
+        case int() | float() if "flops per s" in name:
+            return f"{value / GIGA:,.0f} GFLOP/s"
         case int():
             return f"{value:,}"
         case float():

@@ -9,6 +9,7 @@ from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.report.facts import Fact, describe_level
 from tgis_cli.bench.report.grids import Column, Grid, drop_columns, find_detail, make_grids, make_percentile_grid
 from tgis_cli.bench.report.remarks import Remark, make_remarks
+from tgis_cli.bench.report.subject import describe_subject
 from tgis_cli.bench.result import Result
 from tgis_cli.terminal.capabilities import paint
 from tgis_server.words.control_characters import escape_controls
@@ -28,7 +29,9 @@ def describe_result(result: Result, width: int | None, *, verbose: bool, is_colo
         verbose: with percentiles and what the server says for each level, which one level alone always has.
         is_colored: headings are dimmed, and problems are red.
     """
-    blocks = [draw_grid(grid, width, is_colored=is_colored) for grid in make_grids(result)]
+    subject = describe_subject(result)
+    blocks = [wrap(subject, width)] if subject else []
+    blocks += [draw_grid(grid, width, is_colored=is_colored) for grid in make_grids(result)]
     detail = find_detail(result)
     levels = detail.levels if detail else []
     if verbose or len(levels) == 1:

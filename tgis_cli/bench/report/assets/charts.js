@@ -52,6 +52,7 @@ function findTicks(low, high, count) {
 }
 
 function findLogTicks(low, high, count) {
+  if (high / low < 8) return findTicks(low, high, count);
   for (const factors of [[1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
     const ticks = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
@@ -62,12 +63,12 @@ function findLogTicks(low, high, count) {
   }
 }
 
-// A scale for a vertical axis: from 0, or logarithmic where the values span more than a decade and a half.
+// A scale for a vertical axis: from 0, or logarithmic where the values span more than a decade.
 function makeUpright(values, from, to, { isLog = null, least = 0 } = {}) {
   const known = values.filter(isKnown);
   const high = Math.max(least, ...known);
   const low = Math.min(...known.filter((value) => value > 0));
-  if (isLog ?? high / low > 30) return { ...{ isLog: true }, scale: makeLog(low * 0.8, high * 1.25, from, to) };
+  if (isLog ?? high / low > 12) return { isLog: true, scale: makeLog(low * 0.8, high * 1.25, from, to) };
   const step = findStep(high || 1, 4);
   return { isLog: false, scale: makeLinear(0, Math.ceil((high || 1) / step - 1e-9) * step, from, to) };
 }
@@ -76,15 +77,13 @@ function makeUpright(values, from, to, { isLog = null, least = 0 } = {}) {
 function addFigure(grid, title, subtitle, draw) {
   const figure = document.createElement("figure");
   const caption = document.createElement("figcaption");
-  const note = document.createElement("span");
-  caption.textContent = `${title} `;
-  note.textContent = subtitle;
-  caption.append(note);
-  const legend = document.createElement("div");
+  const [text, name, note, legend, plot] = ["div", "b", "span", "div", "div"].map((tag) => document.createElement(tag));
+  name.textContent = title;
+  note.textContent = subtitle && ` ${subtitle}`;
+  text.append(name, note);
   legend.className = "legend";
-  const plot = document.createElement("div");
-  plot.className = "plot";
-  figure.append(caption, legend, plot);
+  caption.append(text, legend);
+  figure.append(caption, plot);
   grid.append(figure);
   const redraw = () => {
     if (plot.clientWidth) draw(new Chart(plot, title), legend);
@@ -144,7 +143,7 @@ class Chart {
   }
 
   // The values below the chart; those at the ends stay inside of it.
-  addLevel(scale, format, { every = 70, title = "" } = {}) {
+  addLevel(scale, format, { every = 55, title = "" } = {}) {
     const ticks = scale.getTicks(Math.max(2, Math.floor((this.right - this.left) / every)));
     this.add("line", { class: "baseline", x1: this.left, x2: this.right, y1: this.bottom, y2: this.bottom });
     for (const tick of ticks) {
@@ -173,16 +172,6 @@ class Chart {
     const [across, along] = x1 === x2 ? [3, 0] : [0, 3];
     const ends = [[x1, y1], [x2, y2]].map(([x, y]) => `M${x - across} ${y - along}L${x + across} ${y + along}`);
     this.add("path", { class: `whisker ${color}`, d: `M${x1} ${y1}L${x2} ${y2}${ends.join("")}` });
-  }
-
-  // Names at the right end of lines, moved apart where they would overlap.
-  addEndNames(names) {
-    const placed = names.filter(({ y }) => isKnown(y)).sort((one, other) => one.y - other.y);
-    let above = -Infinity;
-    for (const { y, text } of placed) {
-      above = Math.max(y, above + 13);
-      this.addText(this.right + 6, above + 4, text);
-    }
   }
 
   // Values of the point that is nearest to the pointer, or that arrow keys reach.

@@ -61,8 +61,10 @@ function drawAgainst(chart, legend, name) {
       chart.add("circle", { class: `mark fill ${color}`, cx: at, cy: height, r: 3.5 });
     }
   }
-  addLevelNames(chart, points.filter(({ percent }) => percent === "50"), x, y);
-  showLegend(legend, PERCENTS.map(([percent, color]) => [color, `p${percent}`]).concat(data.knee ? [["", `knee: ${data.knee}`]] : []));
+  const knee = points.filter(({ level }) => level.title === data.knee);
+  for (const { rate, latency } of knee) chart.add("circle", { class: "ring", cx: x(rate.value), cy: y(latency.value), r: 7 });
+  addLevelNames(chart, levels.map((level) => points.findLast((point) => point.level === level)).filter(Boolean), x, y);
+  showLegend(legend, PERCENTS.map(([percent, color]) => [color, `p${percent}`]).concat(knee.length ? [["ring", "knee"]] : []));
   chart.addTips(
     points.map(({ level, percent, rate, latency }) => ({
       x: x(rate.value),
@@ -78,19 +80,15 @@ function describeEstimate(name, { value, low, high }) {
   return `${name} ${FORMATS.seconds(value)}${interval}`;
 }
 
-// Names below the points; those that would overlap are left to the tips.
+// Names above the points and before them, where no rising line passes; those that would overlap are left to the tips.
 function addLevelNames(chart, points, x, y) {
   const taken = [];
   for (const { level, rate, latency } of points) {
-    const [at, height] = [x(rate.value), y(latency.value)];
-    if (level.title === data.knee) chart.add("circle", { class: "ring", cx: at, cy: height, r: 7 });
-    const half = level.title.length * 3.1;
-    const below = height + 20 < chart.bottom;
-    const box = { left: at - half, right: at + half, y: below ? height + 18 : height - 11 };
-    if (box.right > chart.width) Object.assign(box, { left: chart.width - 2 * half, right: chart.width });
-    if (taken.some((other) => other.right > box.left && other.left < box.right && Math.abs(other.y - box.y) < 13)) continue;
-    taken.push(box);
-    chart.addText((box.left + box.right) / 2, box.y, level.title, { "text-anchor": "middle", class: "strong halo" });
+    const [at, height, width] = [x(rate.value), y(latency.value) - 9, level.title.length * 6.2];
+    const left = at - 7 - width > chart.left ? at - 7 - width : Math.max(chart.left + 4, at - width / 2);
+    if (taken.some((other) => other.right > left && other.left < left + width && Math.abs(other.y - height) < 13)) continue;
+    taken.push({ left, right: left + width, y: height });
+    chart.addText(left, height, level.title, { class: "strong halo" });
   }
 }
 
@@ -146,7 +144,7 @@ function drawDistributions(level) {
 }
 
 function drawHistogram(chart, { edges, counts, percentiles, count }) {
-  const marked = [["50", "blue"], ["95", "amber"], ["99", "teal"]].filter(([percent]) => isKnown(percentiles[percent]?.value));
+  const marked = [["99", "teal"], ["95", "amber"], ["50", "blue"]].filter(([percent]) => isKnown(percentiles[percent]?.value));
   const head = 22 + marked.length * 15;
   chart.open({ height: 170 + marked.length * 15, top: head });
   const first = counts.findIndex((each) => each > 0);
@@ -166,7 +164,8 @@ function drawHistogram(chart, { edges, counts, percentiles, count }) {
   chart.addTips(tips);
 }
 
-// One percentile in a row of its own above the bars: its line, its interval, its value.
+// One percentile in a row of its own above the bars: its line, its interval, its value. The highest one is on top and
+// values stand before their lines, so that no line crosses a value.
 function addPercentile(chart, x, name, estimate, color, y) {
   const keep = (seconds) => x(Math.min(x.high, Math.max(x.low, seconds)));
   const at = keep(estimate.value);
@@ -175,36 +174,33 @@ function addPercentile(chart, x, name, estimate, color, y) {
   if (high - low > 1) chart.addWhisker(low, y, high, y, color);
   chart.add("circle", { class: `fill ${color}`, cx: at, cy: y, r: 3 });
   const text = `${name} ${FORMATS.seconds(estimate.value)}`;
-  const isRight = high + 10 + text.length * 6.2 < chart.width;
-  chart.addText(isRight ? high + 8 : low - 8, y + 4, text, { "text-anchor": isRight ? "start" : "end", class: "strong halo" });
+  const isLeft = low - 12 - text.length * 6.2 > 0;
+  chart.addText(isLeft ? low - 8 : high + 8, y + 4, text, { "text-anchor": isLeft ? "end" : "start", class: "strong halo" });
 }
 
 function drawRun(level) {
   const { series } = level;
-  const grid = getGrid("run");
-  const lines = (of, ...each) => each.map(([name, color]) => ({ name, color, values: of[name] ?? of[`${name}_s`] ?? [] }));
-  const charts = [
-    ["Output", "tokens/s", "rate", [{ name: "tokens/s", color: "blue", values: series.output_tokens_per_s }]],
-    ["Requests in flight", "and failures", "count", [{ name: "in flight", color: "blue", values: series.in_flight }]],
-    ["Time to first token", "p50 and p95", "seconds", lines({ p50: series.ttft_p50_s, p95: series.ttft_p95_s }, ["p50", "blue"], ["p95", "amber"])],
-    ["Inter-token latency", "p50 and p95", "seconds", lines({ p50: series.itl_p50_s, p95: series.itl_p95_s }, ["p50", "blue"], ["p95", "amber"])],
-    ["Server: batch and queue", "sequences", "count", [
-      { name: "batch", color: "blue", values: series.server.batch_rows ?? [] },
-      { name: "queue", color: "amber", values: series.server.queue ?? [] },
-    ]],
-    ["Server: KV cache", "share of blocks in use", "share", [{ name: "KV", color: "teal", values: series.server.kv_used_share ?? [] }]],
-  ];
-  for (const [title, subtitle, kind, all] of charts) {
-    const shown = all.filter(({ values }) => values.some(isKnown));
-    const errors = title.startsWith("Requests") ? series.errors : [];
-    if (!shown.length && !errors.some((each) => each > 0)) continue;
-    const isOnly = !errors.some((each) => each > 0);
-    addFigure(grid, title, isOnly && errors.length ? "" : subtitle, (chart) => drawSeries(chart, level, kind, shown, errors));
-  }
+  const { batch_rows: rows, queue, kv_used_share: used } = series.server;
+  const addSeries = (title, subtitle, kind, lines, errors = []) => {
+    const shown = lines.filter(([, values]) => values?.some(isKnown)).map(([name, values, color]) => ({ name, values, color }));
+    const hasErrors = errors.some((each) => each > 0);
+    if (!shown.length && !hasErrors) return;
+    addFigure(getGrid("run"), title, subtitle, (chart, legend) => {
+      drawSeries(chart, level, kind, shown, hasErrors ? errors : []);
+      const entries = shown.map(({ name, color }) => [color, name]).concat(hasErrors ? [["red", "failed"]] : []);
+      if (entries.length > 1) showLegend(legend, entries);
+    });
+  };
+  addSeries("Output", "tokens/s", "rate", [["tokens/s", series.output_tokens_per_s, "blue"]]);
+  addSeries("Requests in flight", "", "count", [["in flight", series.in_flight, "blue"]], series.errors);
+  addSeries("Time to first token", "", "seconds", [["p50", series.ttft_p50_s, "blue"], ["p95", series.ttft_p95_s, "amber"]]);
+  addSeries("Inter-token latency", "", "seconds", [["p50", series.itl_p50_s, "blue"], ["p95", series.itl_p95_s, "amber"]]);
+  addSeries("Server: sequences", "", "count", [["rows per step", rows, "blue"], ["queue", queue, "amber"]]);
+  addSeries("Server: KV cache", "share of blocks in use", "share", [["KV cache", used, "teal"]]);
 }
 
 function drawSeries(chart, { series, whole, steady }, kind, lines, errors) {
-  chart.open({ height: 170, right: lines.length > 1 ? 44 : 14 });
+  chart.open({ height: 170 });
   const step = series.step_s;
   const length = Math.max(...lines.map(({ values }) => values.length), errors.length);
   const end = Math.max(whole.end_s - whole.start_s, (length - 0.5) * step);
@@ -226,9 +222,6 @@ function drawSeries(chart, { series, whole, steady }, kind, lines, errors) {
     const width = Math.max(2, (x(step) - x(0)) * 0.6);
     if (number > 0) chart.add("rect", { class: "mark fill red", x: middle(index) - width / 2, y: y(number), width, height: chart.bottom - y(number) });
   });
-  if (lines.length > 1) {
-    chart.addEndNames(lines.map(({ name, values }) => ({ text: name, y: y(values.findLast(isKnown)) })));
-  }
   chart.addTips(
     Array.from({ length }, (_, index) => {
       const texts = lines.map(({ name, values }) => `${name} ${isKnown(values[index]) ? FORMATS[kind === "rate" ? "count" : kind](values[index]) : "–"}`);
