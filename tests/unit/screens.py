@@ -25,7 +25,7 @@ from tgis_cli.terminal.word_wrap import get_character_width
 
 DEADLINE_S = 10.0
 # The last one asks for marks around pasted text.
-SEQUENCE = re.compile(r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[DGK])|\[(?P<style>[\d;]*)m|\[\?2004[hl])")
+SEQUENCE = re.compile(r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[ADGJK])|\[(?P<style>[\d;]*)m|\[\?2004[hl])")
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -67,12 +67,18 @@ class Screen:
                 text = text[1:]
 
     def _obey(self, match: re.Match[str]) -> None:
-        count = int(match["number"] or 1) if match["command"] == "D" else 0
+        count = int(match["number"] or 1) if match["command"] in ("A", "D") else 0
         match match["command"] or match[0][-1]:
             case "7":
                 self._saved = (self.row, self.column, self._style)
             case "8":
                 self.row, self.column, self._style = self._saved
+            case "A":
+                self.row = max(0, self.row - count)
+            case "J":
+                assert not match["number"]
+                self.rows[self.row][self.column :] = []
+                del self.rows[self.row + 1 :]
             case "D":
                 self.column = max(0, min(self.column, self.columns - 1) - count)
             case "G":

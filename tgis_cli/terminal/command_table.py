@@ -28,6 +28,7 @@ COMMANDS = {
     "health": "Check the health of a running server.",
     "generate": "Complete text with a running server.",
     "tokenize": "Show how text is split into tokens.",
+    "bench": "Measure a server as its users feel it.",
     "migrate": "Check manifests and scripts that start the original server.",
     "config": "Show every option, its value and origin, or write a commented config file.",
     "version": "Print versions of TGIS and of what it runs on.",
@@ -38,6 +39,7 @@ COMMANDS = {
 SECTIONS = {
     "Serve a model": ("run", "launch", "ps", "stop"),
     "Ask a server": ("generate", "tokenize", "health"),
+    "Measure": ("bench",),
     "Get and keep models": (
         "download-weights",
         "models",

@@ -43,6 +43,17 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ('tgis tokenize "Once upon a time"', "Ask a running server."),
         ("tgis tokenize --model org/model Hello", "Use the tokenizer of a model in the cache."),
     ),
+    "tgis bench": (
+        ("tgis bench", "Measure the running server in half a minute."),
+        ("tgis bench --launch demo --html report.html", "Start a server, measure it, stop it; write charts."),
+        ("tgis bench load --sweep", "Find how much the server can take."),
+    ),
+    "tgis bench load": (
+        ("tgis bench load --concurrency 1,8,32 --duration 30", "Three levels of half a minute."),
+        ("tgis bench load --rate 4 --input-tokens 64:512 --output-tokens 200", "Four calls per second, at random."),
+        ('tgis bench load --goodput "ttft<500ms,itl<50ms"', "The highest rate with good latencies."),
+        ("tgis bench load --prompts trace.jsonl --json result.json", "Replay a trace, for scripts."),
+    ),
     "tgis health": (
         ("tgis health", "Exit code 0 if the server of this machine is ready."),
         ("tgis health --probe live --timeout 5", "Whether it is alive, with more patience."),

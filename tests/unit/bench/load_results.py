@@ -15,9 +15,12 @@ LEVEL_S = 40.0
 SERVER_ROWS = 24  # more streams than these wait in the queue
 PREFILL_S = 0.045
 FINGERPRINT = {
-    "tgis": "0.1.0",
-    "python": "3.11.2",
-    "machine": {"cpu": "Intel Xeon Platinum 8581C", "cores": 2, "memory_bytes": 8 << 30, "bandwidth_gb_per_s": 21.4},
+    "versions": {"tgis": "0.1.0", "python": "3.11.2", "torch": "2.11.0"},
+    "commit": "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c+",
+    "system": {"kernel": "6.8.0-40-generic", "in_container": True, "steal_share": 0.0214, "load_average": 1.42},
+    "cpu": {"model": "Intel Xeon Platinum 8581C", "flags": ["avx2", "avx512f", "amx_bf16"], "cores": 2, "quota": None},
+    "memory": {"free_bytes": 6 << 30, "transparent_huge_pages": "madvise", "bandwidth": {"all_bytes_per_s": 2.14e10}},
+    "gpus": [],
     "model": {"name": "HuggingFaceTB/SmolLM2-135M", "parameters": 134_515_008, "dtype": "float32"},
     "server": {"options": {"max-batch-size": SERVER_ROWS, "num-shard": 1}},
 }
@@ -99,7 +102,17 @@ def make_level(concurrency: int, *, has_server: bool = True, is_streamed: bool =
             "cpu_share": 0.04 * rate,
             "cpu_us_per_token": 17.3,
         },
-        server={"preemptions": 0.0, "steps": 2210.0, "kv_used_share": 0.41} if has_server else None,
+        server={
+            "rows_per_step": min(concurrency, SERVER_ROWS) * 0.95,
+            "step_s": 0.0171,
+            "waiting_max": max(0, concurrency - SERVER_ROWS),
+            "kv_used_mean_share": 0.41,
+            "kv_used_max_share": 0.55,
+            "prefix_hit_share": 0.0,
+            "preemptions": 2,
+        }
+        if has_server
+        else None,
         first_token_split=(
             {"client": 0.0006, "queue": queue_s, "prefill": PREFILL_S, "rest": max(0.001, waits - queue_s - PREFILL_S)}
             if has_server and is_streamed and len(good)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
+from itertools import accumulate, count, islice
 
 from tgis_cli.bench.load.calls import Arrivals
 
@@ -38,34 +38,20 @@ class Pacing:
         Args:
             rate: calls per second on average.
         """
-        moments = list_moments(self._intervals(rate), self.max_calls, self.max_s)
-        return Arrivals(due_s=moments, first_index=first_index)
+        return Arrivals(due_s=cut(self._moments(rate), self.max_calls, self.max_s), first_index=first_index)
 
     def make_trace(self, starts: Sequence[float], speed: float, first_index: int) -> Arrivals:
         """At the moments of a recorded load, ``speed`` times as fast."""
         moments = (start / speed for start in starts)
         return Arrivals(due_s=cut(moments, self.max_calls, self.max_s), first_index=first_index)
 
-    def _intervals(self, rate: float) -> Iterator[float]:
-        """Seconds between calls. The mean is 1/rate, whatever the burstiness, as in `vllm bench serve`."""
+    def _moments(self, rate: float) -> Iterator[float]:
+        """When calls are due, from 0 on. The mean interval is 1/rate whatever the burstiness, as in vLLM's bench."""
+        if self.process is Process.CONSTANT:
+            return (number / rate for number in count())
         rng = random.Random(self.seed)  # noqa: S311  reproducible
-        while True:
-            if self.process is Process.CONSTANT:
-                yield 1 / rate
-            else:
-                yield rng.gammavariate(self.burstiness, 1 / (rate * self.burstiness))
-
-
-def list_moments(intervals: Iterator[float], max_calls: int | None, max_s: float | None) -> tuple[float, ...]:
-    """The first call is due at once."""
-
-    def moments() -> Iterator[float]:
-        now = 0.0
-        while True:
-            yield now
-            now += next(intervals)
-
-    return cut(moments(), max_calls, max_s)
+        intervals = (rng.gammavariate(self.burstiness, 1 / (rate * self.burstiness)) for _ in count())
+        return accumulate(intervals, initial=0.0)
 
 
 def cut(moments: Iterator[float], max_calls: int | None, max_s: float | None) -> tuple[float, ...]:

@@ -36,7 +36,7 @@ class Progress(Protocol):
     @property
     def failed(self) -> int: ...
     @property
-    def tokens(self) -> int: ...
+    def output_tokens(self) -> int: ...
     @property
     def ttft_s(self) -> Sequence[float]:
         """New since the last report; so is ``itl_s``."""
@@ -63,7 +63,7 @@ class LevelSoFar:
         self.progress = progress
         self.ttft_s.extend(progress.ttft_s)
         self.itl_s.extend(progress.itl_s)
-        self.history.append((now, progress.completed, progress.tokens))
+        self.history.append((now, progress.completed, progress.output_tokens))
         while self.history[0][0] < now - RATE_S and len(self.history) > 2:
             self.history.popleft()
 

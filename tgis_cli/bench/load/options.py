@@ -26,10 +26,11 @@ DEFAULT_INPUTS, DEFAULT_OUTPUTS = "128", "64"
 DEFAULT_LEVEL_S = 5.0  # of the levels without options
 LEVEL_S = 10.0  # of others, unless a duration or a number of requests is given
 MAX_WARMUP = 8
-MAX_STREAMS = 4096
+MAX_STREAMS, MAX_RATE = 4096, 100_000
 SALT_BITS = 20
-# Those of `tgis generate` that a load can have: it sets lengths itself, and a seed for each call.
+# The parameters of `tgis generate` that a load can have: it sets lengths itself, and a seed for each call.
 PARAMETERS = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "logprobs", "top_n")
+FORMS = "N|A:B|normal:MEAN,DEV"
 
 
 def option(name: str, kind: Any, panel: str, metavar: str | None, text: str, **more: Any) -> tuple[str, Any]:
@@ -48,7 +49,7 @@ OPTIONS: dict[str, Any] = dict(
             "output_tokens",
             str | None,
             SHAPE,
-            "N|A:B|normal:MEAN,DEV",
+            FORMS,
             f"Of each answer, which is forced to have them. [default: {DEFAULT_OUTPUTS}]",
         ),
         option("shared_prefix", int | None, SHAPE, "N", "The first N input tokens are the same in all prompts.", min=1),
@@ -67,8 +68,8 @@ OPTIONS: dict[str, Any] = dict(
             int | None,
             SHAPE,
             "N",
-            "Send the same requests in each run with this seed. [default: all but the first words are the same, so that "
-            "a prefix cache of an earlier run does not help]",
+            "Send the same requests in each run with this seed. [default: only the first words differ, so that the "
+            "prefix cache of an earlier run does not help]",
             min=0,
         ),
         option(
@@ -92,7 +93,7 @@ OPTIONS: dict[str, Any] = dict(
             "arrival",
             Process | None,
             ARRIVAL,
-            None,
+            "poisson|constant",
             "How calls of an open loop follow each other. [default: poisson]",
         ),
         option(
@@ -140,7 +141,7 @@ class LoadOptions:
     workers: int | None = None
 
     @classmethod
-    def from_flags(cls, values: Mapping[str, Any], parameters: Parameters = Parameters()) -> LoadOptions:
+    def from_flags(cls, values: Mapping[str, Any], parameters: Parameters) -> LoadOptions:
         """
         Args:
             values: of ``OPTIONS``, by name; ``None`` and ``False`` are flags that were not given.
@@ -213,7 +214,7 @@ def with_load_options(body: Callable[..., None]) -> Callable[..., None]:
         raw = {name: values.pop(name) for name in OPTIONS}
         body(*first, options=LoadOptions.from_flags(raw, parameters), **values)
 
-    return make_callback(command, body, [*own, *flags])
+    return make_callback(command, body, [*own[:1], *flags, *own[1:]])  # the help has them in this order
 
 
 ARRIVALS = ("concurrency", "rate", "sweep", "goodput")
@@ -285,8 +286,8 @@ def read_list(given: Mapping[str, Any], name: str) -> list[float]:
     if not numbers or not all(0 < number < math.inf for number in numbers):
         kind, example = ("whole numbers of streams", "1,8,32") if is_whole else ("calls per second", "0.5,2,8")
         raise UsageError(f"{as_flag(name)} is {text!r}, but must be {kind} above 0, such as {example}.")
-    if is_whole and max(numbers) > MAX_STREAMS:
-        raise UsageError(f"--concurrency is {text}, but may be at most {MAX_STREAMS}.")
+    if max(numbers) > (most := MAX_STREAMS if is_whole else MAX_RATE):
+        raise UsageError(f"{as_flag(name)} is {text}, but may be at most {most:,}.")
     return numbers
 
 

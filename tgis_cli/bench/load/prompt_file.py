@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from tgis_cli.bench.load.calls import Call
@@ -30,7 +30,7 @@ class PromptFile:
     """A file whose lines are all correct. It can be pickled; each process opens the file by its path."""
 
     shape: CallShape
-    path: str
+    path: str  # in /proc: also of a file that has no name any more
     places: array[int]  # of the lines, in bytes
     starts: array[float]  # seconds after the start; empty: not a trace
     _stream: BinaryIO | None = field(default=None, repr=False)
@@ -51,6 +51,11 @@ class PromptFile:
         text, parameters, _ = parse_line(self._stream.readline(), self.shape.parameters)
         return self.shape.make_call([text], 0, parameters, index)
 
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
     def __getstate__(self) -> tuple[Any, ...]:
         return self.shape, self.path, self.places, self.starts
 
@@ -70,14 +75,17 @@ def open_prompt_file(path: str, shape: CallShape) -> Iterator[PromptFile]:
     with contextlib.ExitStack() as stack:
         try:
             stream = stack.enter_context(open_twice_readable(path, name))
-            readable = str(Path(path).resolve()) if stream.name == path else f"/proc/self/fd/{stream.fileno()}"
         except OSError as error:
             raise UsageError(f"--prompts {path} cannot be read: {error.strerror}.") from None
-        yield index_lines(stream, name, PromptFile(shape, readable, array("Q"), array("d")))
+        file = PromptFile(shape, f"/proc/{os.getpid()}/fd/{stream.fileno()}", array("Q"), array("d"))
+        stack.callback(file.close)
+        index_lines(stream, name, file)
+        yield file
 
 
-def index_lines(stream: BinaryIO, name: str, file: PromptFile) -> PromptFile:
-    """
+def index_lines(stream: BinaryIO, name: str, file: PromptFile) -> None:
+    """Note where each line begins.
+
     Raises:
         UsageError: there are wrong lines, or none at all.
     """
@@ -105,7 +113,6 @@ def index_lines(stream: BinaryIO, name: str, file: PromptFile) -> PromptFile:
             raise UsageError(f"{name} is empty: write a JSON object per line, such as {EXAMPLE}.")
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror}.") from None
-    return file
 
 
 def parse_line(data: bytes, common: Parameters) -> tuple[str, Parameters, float | None]:

@@ -44,7 +44,8 @@ MIN_WORDS = 8  # fewer would make texts that all look alike
 NUM_TRIALS = 64  # texts that are counted before the words are trusted
 TRIAL_WORDS = 24
 MAX_ROUNDS = 8
-MAX_DIGITS = 8  # of an index in words: enough for 60 bits with 200 words
+# Digits of an index in words: three tell millions of prompts apart, and eight hold 60 bits with 200 words.
+MIN_DIGITS, MAX_DIGITS = 3, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,9 @@ class Vocabulary:
         return first + rng.choices(self.words, k=num_words - len(first))
 
     def _spell(self, number: int, most: int) -> list[str]:
-        """A number in words, least digit first; at most so many digits."""
+        """A number in words, least digit first, in at most so many digits."""
         digits: list[str] = []
-        while len(digits) < most and (number or not digits):
+        while len(digits) < most and (number or len(digits) < MIN_DIGITS):
             number, digit = divmod(number, len(self.words))
             digits.append(self.words[digit])
         return digits

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import shlex
-import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -73,7 +74,7 @@ class LoadRun:
             self._run_level(plan)
             plan = self._choose()
 
-    def stop(self, number: signal.Signals) -> None:
+    def stop(self) -> None:
         """End it with what has been measured."""
         self.is_cut = True
         if self.sender is not None:
@@ -108,11 +109,11 @@ class LoadRun:
             health,
             arrivals,
             plan.title,
+            is_streamed=self.options.is_streamed,
             rate=plan.rate,
+            is_cut=self.is_cut,
             objectives=self.options.objectives,
             watch=watch,
-            is_streamed=self.options.is_streamed,
-            is_cut=self.is_cut,
             started_at=started_at,
         )
         self.levels.append(level)
@@ -142,7 +143,7 @@ class LoadRun:
         def tick(progress: Progress) -> None:
             if watch.is_stalled(progress, time.monotonic()) and not self.is_cut:
                 self.problems.append(f"The server sent nothing for {STALL_S:.0f} s: its calls were cut.")
-                self.stop(signal.SIGINT)
+                self.stop()
             on_tick(progress)
 
         return self.sender.run_level(arrivals, tick)
@@ -156,7 +157,7 @@ class StallWatch:
     changed_at: float | None = None
 
     def is_stalled(self, progress: Progress, now: float) -> bool:
-        current = (progress.tokens, progress.completed, progress.failed)
+        current = (progress.output_tokens, progress.completed, progress.failed)
         if current != self.seen or self.changed_at is None or not progress.in_flight:
             self.seen, self.changed_at = current, now
         return now - self.changed_at > STALL_S
@@ -196,8 +197,8 @@ def open_feed(options: LoadOptions, target: Target) -> Iterator[SyntheticFeed | 
     vocabulary = Vocabulary.find(target.client.count_tokens)
     if options.inputs.low <= vocabulary.num_special:
         raise UsageError(
-            f"--input-tokens is {options.inputs.text}, but this tokenizer adds "
-            f"{format_count(vocabulary.num_special, 'token')} to each text, so the least is {vocabulary.num_special + 1}."
+            f"--input-tokens is {options.inputs.text}, but this tokenizer adds {vocabulary.num_special} to each text: "
+            f"at least {vocabulary.num_special + 1} are needed."
         )
     yield SyntheticFeed(shape, vocabulary, options.inputs, options.outputs, options.shared_prefix, options.salt)
 
@@ -236,6 +237,14 @@ def check_lengths(options: LoadOptions, target: Target) -> None:
         )
 
 
+@contextlib.contextmanager
+def open_workers(target: Target, feed: Feed, num_workers: int) -> Iterator[Sender]:
+    from tgis_cli.bench.load.workers import Workers
+
+    with Workers.open(target.address, target.files, feed, num_workers) as workers:
+        yield workers
+
+
 # -- the whole --------------------------------------------------------------------------------------------------------
 
 
@@ -244,15 +253,12 @@ def run_load(
     target: Target,
     live: Live,
     *,
-    environ: Mapping[str, str],
-    command: Sequence[str],
-    open_sender: OpenSender,
+    open_sender: OpenSender = open_workers,
     on_start: Callable[[LoadRun], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> Result:
     """Measure a server.
 
     Args:
-        command: as typed.
         on_start: a context within which the levels run, such as one in which signals stop them.
 
     Raises:
@@ -264,36 +270,34 @@ def run_load(
             run = LoadRun(options, target, feed, live)
             live.say("Examining this machine")
             fingerprint = make_fingerprint(
-                environ, model=describe_model(target), server=describe_server(target), run=dict(options.given)
+                os.environ, model=describe_model(target), server=describe_server(target), run=dict(options.given)
             )
             with open_sender(target, feed, options.workers or choose_workers(options)) as sender, on_start(run):
                 run.run(sender)
     finally:
         live.clear()
-    return make_result(run, fingerprint, command)
+    return make_result(run, fingerprint)
 
 
 def choose_workers(options: LoadOptions) -> int:
     """One process unless a rate needs more, and no more than half of the CPUs: the server may need them too."""
-    import os
-
     plans = options.strategy.plans if isinstance(options.strategy, FixedLevels) else ()
     rate = max((plan.rate or 0.0 for plan in plans), default=0.0)
     return max(1, min(math.ceil(rate / CALLS_PER_WORKER), len(os.sched_getaffinity(0)) // 2))
 
 
-def make_result(run: LoadRun, fingerprint: dict[str, Any], command: Sequence[str]) -> Result:
+def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
     options = run.options
     knee = find_knee(run.outcomes) if all(outcome.plan.concurrency for outcome in run.outcomes) else None
     result = Result(
         kind="load",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(command),
+        command=shlex.join(["tgis", *sys.argv[1:]]),
         options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
         shape=options.describe_shape(),
         fingerprint=fingerprint,
         figures=[figure for level in run.levels for figure in to_figures(level)],
-        problems=run.problems + list_problems(run),
+        problems=[*run.problems, *list_problems(run)],
         notes=list(list_notes(run, knee)),
         is_cut=run.is_cut,
         detail=dataclasses.asdict(
@@ -303,14 +307,12 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any], command: Sequence[str
     return result
 
 
-def list_problems(run: LoadRun) -> list[str]:
-    problems = [f"{level.title}: {problem}" for level in run.levels for problem in level.problems]
+def list_problems(run: LoadRun) -> Iterator[str]:
+    for level in run.levels:
+        yield from (f"{level.title}: {problem}" for problem in level.problems)
     if run.levels and not any(level.completed for level in run.levels):
-        status, text = next(
-            ((status, text) for level in run.levels for status, text in level.failure_texts.items()), ("", "")
-        )
-        problems.append(f"No call was completed{f': {status}, {text}' if status else ''}.")
-    return problems
+        reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
+        yield f"No call was completed{f' ({reasons[0]})' if reasons else ''}."
 
 
 def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
@@ -318,6 +320,7 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
         yield run.target.note
     yield from run.notes
     for level in run.levels:
+        yield from (f"{level.title}: {note}" for note in level.notes)
         if level.is_saturated:
             yield f"{level.title}: the server did not keep up, so latencies grow with the length of the level."
     if knee is not None:
