@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -72,14 +71,14 @@ class Page:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    async def show(self, path: Path, *, width: int, theme: str) -> None:
+    async def show(self, url: str, *, width: int, theme: str) -> None:
         """Open a file in a window of a width, with the colours that the system is said to prefer."""
         feature = {"name": "prefers-color-scheme", "value": theme}
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         await self.call("Emulation.setEmulatedMedia", features=[feature])
-        await self.call("Page.navigate", url=path.as_uri())
+        await self.call("Page.navigate", url=url)
         await self.wait_for("Page.loadEventFired")
         await self.settle()
 
@@ -87,13 +86,14 @@ class Page:
         """Wait until what was changed has been drawn."""
         await self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
-    async def take_picture(self, path: Path) -> None:
+    async def take_picture(self) -> bytes:
+        """The whole page as PNG."""
         picture = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(picture["data"]))
+        return base64.b64decode(picture["data"])
 
-    async def print_pdf(self, path: Path) -> None:
-        printed = await self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
-        path.write_bytes(base64.b64decode(printed["data"]))
+    async def print_pdf(self) -> bytes:
+        printed = await self.call("Page.printToPDF", printBackground=True)
+        return base64.b64decode(printed["data"])
 
 
 @contextlib.asynccontextmanager
