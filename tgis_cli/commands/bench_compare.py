@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tgis_cli.bench.shares import read_share
 from tgis_cli.terminal.capabilities import find_width, has_color
 from tgis_server.errors import UsageError
 
@@ -47,17 +48,3 @@ def compare(
         is_colored = has_color(sys.stdout, os.environ)
         print("\n".join(describe_table(table, find_width(sys.stdout), is_colored=is_colored)))
     raise typer.Exit(1 if table.regressions else 0)
-
-
-def read_share(text: str, flag: str) -> float:
-    """
-    Raises:
-        UsageError: it is no share between 0 and 1.
-    """
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise UsageError(f"{flag} is {text!r}, but must be a share below 1, such as 5% or 0.05.")
-    return share
