@@ -12,8 +12,11 @@ from typing import Any
 from tgis_cli.bench.result import Estimate, Figure, Result
 from tgis_cli.bench.statistics.distributions import TAIL, Z
 from tgis_server.errors import UsageError
+from tgis_server.words.sizes import format_count
 
 MAX_REGRESS = 0.05
+MAX_NAMED = 6  # differences of the surroundings
+CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ in each run
 
 
 class Change(StrEnum):
@@ -50,7 +53,11 @@ class Table:
         return [row for row in self.rows if row.change is Change.REGRESSION]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"has_regressed": bool(self.regressions), "rows": [asdict(row) for row in self.rows], "notes": self.notes}
+        return {
+            "has_regressed": bool(self.regressions),
+            "rows": [asdict(row) for row in self.rows],
+            "notes": self.notes,
+        }
 
 
 def compare_results(old: Result, new: Result, *, max_regress: float = MAX_REGRESS, any_shape: bool = False) -> Table:
@@ -172,17 +179,21 @@ def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
     if differences := describe_differences(old.shape, new.shape):
         yield f"The loads differ in {'; '.join(differences)}."
     if differences := describe_differences(flatten(old.fingerprint), flatten(new.fingerprint)):
-        yield f"The surroundings differ in {'; '.join(differences)}."
+        more = [f"{len(differences) - MAX_NAMED} more"] if len(differences) > MAX_NAMED else []
+        yield f"The surroundings differ in {'; '.join(differences[:MAX_NAMED] + more)}."
     if unknown := sum(row.change is Change.UNKNOWN for row in rows):
-        yield f"{unknown} figures without an interval cannot be told from noise, so none of them counts as a regression."
+        yield (
+            f"{format_count(unknown, 'figure')} without an interval cannot be told from noise, and so cannot count as "
+            "a regression."
+        )
 
 
 def flatten(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested facts by dotted names, without those that were measured: they differ each time."""
+    """Facts of a fingerprint by dotted names, without those that differ in each run: measured ones, ports, options."""
     flat: dict[str, Any] = {}
     for name, value in facts.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}.")
-        elif not isinstance(value, float):
+        elif not isinstance(value, float) and not (prefix + name).startswith(CHANGING):
             flat[prefix + name] = value
     return flat
