@@ -127,7 +127,7 @@ def measure_engine(
         shape={"works": [each.work.title for each in measured]},
         fingerprint=fingerprint,
         figures=list(make_figures(measured, work_of_device(run, decided.summary), limits, run)),
-        notes=findings.notes,
+        notes=[*decided.warnings, *findings.notes],
         is_cut=bool(stopped),
         detail={
             "limits": limits and asdict(limits),

@@ -170,7 +170,7 @@ def measure_starts(
         shape={},
         fingerprint=fingerprint,
         figures=list(make_figures(starts.done)),
-        notes=list(explain_cold_starts(starts.done)),
+        notes=[*decided.warnings, *explain_cold_starts(starts.done)],
         is_cut=bool(stopped),
         detail={"starts": [asdict(start) for start in starts.done]},
     )
