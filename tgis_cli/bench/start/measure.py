@@ -167,7 +167,7 @@ def measure_starts(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["tgis", *sys.argv[1:]]),
         options={"rounds": rounds},
-        shape={},
+        shape={"model": Path(decided.run.model_id).name},
         fingerprint=fingerprint,
         figures=list(make_figures(starts.done)),
         notes=[*decided.warnings, *explain_cold_starts(starts.done)],
