@@ -15,6 +15,7 @@ COMMANDS = {
     "launch": "Serve a model.",
     "run": "Try a model: serve it, complete text, and stop.",
     "ps": "List the running servers.",
+    "top": "Watch a running server.",
     "stop": "Stop running servers.",
     "plan": "Show what a model needs, and whether it runs here or on given devices.",
     "doctor": "Check this machine and suggest fixes.",
@@ -37,7 +38,7 @@ COMMANDS = {
 
 # How the help groups them, in this order; others follow under "Commands"
 SECTIONS = {
-    "Serve a model": ("run", "launch", "ps", "stop"),
+    "Serve a model": ("run", "launch", "ps", "top", "stop"),
     "Ask a server": ("generate", "tokenize", "health"),
     "Measure": ("bench",),
     "Get and keep models": (

@@ -28,6 +28,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("tgis ps", "Show model, ports and state of each server."),
         ("tgis ps --json", "The same for scripts."),
     ),
+    "tgis top": (
+        ("tgis top", "Watch the only server; q ends it."),
+        ("tgis top --url http://host:3000", "Another one, by its HTTP port."),
+        ("tgis top --once --json", "A single look, for scripts."),
+    ),
     "tgis stop": (
         ("tgis stop", "Stop the only server."),
         ("tgis stop org/model", "Stop one by its model."),

@@ -57,6 +57,19 @@ def make_result(
     return Result(**told | facts)
 
 
+def make_engine_result() -> Result:
+    """Of a kind that has figures and no details."""
+    costs = (("step_s", "s", 0.0123), ("tokens_per_s", "tokens/s", 81.2), ("limit_share", "", 0.0123))
+    figures = [
+        Figure(f"decode, {rows} rows at 128", name, unit, "", estimate(value * rows), 5)
+        for rows in (1, 8, 32)
+        for name, unit, value in costs
+    ]
+    return Result(
+        "engine", "2026-03-14T15:09:26+00:00", "tgis bench engine gpt2", {}, {"rows": [1, 8, 32]}, FINGERPRINT, figures
+    )
+
+
 def make_level(concurrency: int, *, has_server: bool = True, is_streamed: bool = True, fails: float = 0.0) -> Level:
     rng = np.random.default_rng(concurrency)
     title = f"{concurrency} stream{'s' if concurrency > 1 else ''}"

@@ -28,6 +28,7 @@ from tgis_cli.bench.load.records import GeneratorHealth, Records
 from tgis_cli.bench.load.target import Target, describe_model, describe_server
 from tgis_cli.bench.result import Result
 from tgis_cli.bench.server_side import MetricsWatch
+from tgis_cli.clients.parameter_table import as_flag
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_count
 
@@ -103,6 +104,9 @@ class LoadRun:
         with MetricsWatch(self.target.metrics) as watch:
             records, health = self._send(arrivals, self.live.tick)
         took_s = time.monotonic() - started_at
+        if health.cut_reason:
+            self.is_cut = True
+            self.problems.append(health.cut_reason)
         self.num_sent += len(records.index)
         level = make_level(
             records,
@@ -279,6 +283,26 @@ def run_load(
     return make_result(run, fingerprint)
 
 
+def measure_generator(options: LoadOptions) -> Result:
+    """What the generator itself costs and adds, without a server.
+
+    Raises:
+        UsageError: options are given that have no effect then.
+    """
+    from tgis_cli.bench.self_test import SelfTestOptions, run_self_test
+
+    if useless := [as_flag(name) for name in options.given if name not in ("workers", "duration")]:
+        raise UsageError(f"--self has a load of its own, so {', '.join(useless)} has no effect: leave it out.")
+    seconds = options.pacing.max_s if "duration" in options.given else None
+    own = SelfTestOptions(workers=options.workers or 1, **({"seconds": seconds} if seconds else {}))
+    return run_self_test(own, name_command(), make_fingerprint(os.environ, model={}, server={}, run=options.given))
+
+
+def name_command() -> str:
+    """As typed."""
+    return shlex.join(["tgis", *sys.argv[1:]])
+
+
 def choose_workers(options: LoadOptions) -> int:
     """One process unless a rate needs more, and no more than half of the CPUs: the server may need them too."""
     plans = options.strategy.plans if isinstance(options.strategy, FixedLevels) else ()
@@ -292,7 +316,7 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
     result = Result(
         kind="load",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["tgis", *sys.argv[1:]]),
+        command=name_command(),
         options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
         shape=options.describe_shape(),
         fingerprint=fingerprint,
@@ -309,10 +333,14 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
 
 def list_problems(run: LoadRun) -> Iterator[str]:
     for level in run.levels:
-        yield from (f"{level.title}: {problem}" for problem in level.problems)
+        yield from (say_of(level, problem) for problem in level.problems)
     if run.levels and not any(level.completed for level in run.levels):
         reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
         yield f"No call was completed{f' ({reasons[0]})' if reasons else ''}."
+
+
+def say_of(level: Level, sentence: str) -> str:
+    return f"{level.title}: {sentence[:1].lower()}{sentence[1:]}"
 
 
 def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
@@ -320,9 +348,9 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
         yield run.target.note
     yield from run.notes
     for level in run.levels:
-        yield from (f"{level.title}: {note}" for note in level.notes)
+        yield from (say_of(level, note) for note in level.notes)
         if level.is_saturated:
-            yield f"{level.title}: the server did not keep up, so latencies grow with the length of the level."
+            yield say_of(level, "the server did not keep up, so latencies grow with the length of the level.")
     if knee is not None:
         yield f"The knee is at {knee.plan.title}: with more, latency grows faster than throughput."
     if isinstance(run.feed, PromptFile) and run.num_sent > run.feed.num_distinct:
