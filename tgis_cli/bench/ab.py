@@ -26,6 +26,10 @@ CONFIDENCE_TEXT = f"{1 - ALPHA:.1%}".replace(".0%", "%").replace("%", " %")
 Measure = Callable[[], float]
 
 
+class RoundsEnded(Exception):
+    """Raised by a measure: no more rounds are wanted, and that one does not count."""
+
+
 class Verdict(StrEnum):
     DIFFERENT = "different"
     EQUAL = "equal"
@@ -106,10 +110,13 @@ def compare_ab(
     """
     comparison = Comparison(equal_within, max_pairs)
     for number in range(max_pairs):
-        if number % 2:
-            b, a = measure_b(), measure_a()
-        else:
-            a, b = measure_a(), measure_b()
+        try:
+            if number % 2:
+                b, a = measure_b(), measure_a()
+            else:
+                a, b = measure_a(), measure_b()
+        except RoundsEnded:
+            break
         comparison.values_a.append(a)
         comparison.values_b.append(b)
         on_pair(comparison)

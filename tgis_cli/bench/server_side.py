@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tgis_cli.clients.metrics import ITL, QUEUE, STEP, TTFT, Change, Histogram, Scrape
+from tgis_cli.clients.metrics import ITL, QUEUE, ROWS, STEP, TTFT, Change, Histogram, Scrape
 from tgis_server.errors import TgisError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 EVERY_S = 1.0
 PERCENTILES = (50, 95, 99)
-BATCH_SIZE = "tgi_batch_inference_batch_size"
 
 
 class Source(Protocol):
@@ -124,10 +123,7 @@ class MetricsWatch:
 
 def sample_of(change: Change) -> Sample:
     now = change.after
-    total = now.total("tgi_kv_blocks_total")
-    steps, rows = change.count(f"{STEP}_count"), change.count(f"{BATCH_SIZE}_sum")
-    share = now.total("tgi_kv_blocks_used") / total if total else None
-    return Sample(now.at_s, now.total("tgi_queue_size"), rows / steps if steps else None, share)
+    return Sample(now.at_s, now.total("tgi_queue_size"), change.rows_per_step, now.kv_used_share)
 
 
 def mean_of(samples: list[Sample], name: str) -> float | None:
@@ -154,14 +150,12 @@ def difference(before: Scrape, after: Scrape) -> dict[str, Any]:
     queue, first, gaps, steps = (change.histogram(name) for name in (QUEUE, TTFT, ITL, STEP))
     inference = change.histogram("tgi_request_inference_duration")
     prefill_s = minus(first.mean, queue.mean)
-    computed, hits = change.count("tgi_batch_next_tokens_sum"), change.count("tgi_prefix_cache_hit_tokens")
-    rows = change.histogram(BATCH_SIZE)
     return {
         "seconds": change.seconds,
         "calls": round(change.count("tgi_request_count")),
         "inputs": round(change.count("tgi_request_input_count")),
         "prompt_tokens": round(change.count("tgi_request_input_length_sum")),
-        "output_tokens": round(first.count + gaps.count),
+        "output_tokens": change.num_output_tokens,
         "outcomes": change.by_label("tgi_request_success", "stop_reason"),
         "failures": change.by_label("tgi_request_failure", "err"),
         "validation_s": change.histogram("tgi_request_validation_duration").mean,
@@ -173,12 +167,12 @@ def difference(before: Scrape, after: Scrape) -> dict[str, Any]:
         "steps": round(steps.count),
         **name_percentiles("step", steps),
         "scheduler_s": change.histogram("tgi_step_scheduler_duration").mean,
-        "rows_per_step": rows.sum / steps.count if steps.count else None,
+        "rows_per_step": change.rows_per_step,
         "prefill_rows": mean_rows(change, "prefill"),
         "decode_rows": mean_rows(change, "next_token"),
         "preemptions": round(change.count("tgi_preemption_count")),
-        "prefix_hit_tokens": round(hits),
-        "prefix_hit_share": hits / (hits + computed) if hits + computed else None,
+        "prefix_hit_tokens": round(change.count("tgi_prefix_cache_hit_tokens")),
+        "prefix_hit_share": change.prefix_hit_share,
         "kv_blocks": round(after.total("tgi_kv_blocks_total")),
     }
 
@@ -190,8 +184,8 @@ def name_percentiles(name: str, histogram: Histogram) -> dict[str, float | None]
 
 
 def mean_rows(change: Change, method: str) -> float | None:
-    steps = change.count(f"{BATCH_SIZE}_count", method=method)
-    return change.count(f"{BATCH_SIZE}_sum", method=method) / steps if steps else None
+    steps = change.count(f"{ROWS}_count", method=method)
+    return change.count(f"{ROWS}_sum", method=method) / steps if steps else None
 
 
 def minus(whole: float | None, part: float | None) -> float | None:

@@ -17,6 +17,8 @@ QUEUE = "tgi_request_queue_duration"
 TTFT = "tgi_time_to_first_token_duration"
 ITL = "tgi_inter_token_duration"  # between tokens
 STEP = "tgi_step_device_duration"
+ROWS = "tgi_batch_inference_batch_size"  # of a step
+PROMPT_TOKENS = "tgi_batch_next_tokens_sum"  # computed by prefill, not found in the prefix cache
 WITH_BUCKETS = tuple(f"{name}_bucket" for name in (QUEUE, TTFT, ITL, STEP))
 
 
@@ -54,8 +56,9 @@ class Scrape:
     samples: Samples
 
     @property
-    def is_of_tgis(self) -> bool:
-        return "tgi_request_count" in self.samples or "tgi_queue_size" in self.samples
+    def kv_used_share(self) -> float | None:
+        total = self.total("tgi_kv_blocks_total")
+        return self.total("tgi_kv_blocks_used") / total if total else None
 
     def total(self, name: str, **labels: str) -> float:
         """The sum of a metric's series that have these labels."""
@@ -90,6 +93,23 @@ class Change:
         """Whether the server has been started again in between, so that its counters began at 0."""
         duration_s = self.before.total("tgi_startup_seconds")
         return duration_s not in (0, self.after.total("tgi_startup_seconds"))
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated in between, those of unfinished answers included."""
+        return round(self.count(f"{TTFT}_count") + self.count(f"{ITL}_count"))
+
+    @property
+    def rows_per_step(self) -> float | None:
+        steps = self.count(f"{STEP}_count")
+        return self.count(f"{ROWS}_sum") / steps if steps else None
+
+    @property
+    def prefix_hit_share(self) -> float | None:
+        """The share of prompt tokens that were found in the prefix cache."""
+        hits = self.count("tgi_prefix_cache_hit_tokens")
+        all_tokens = hits + self.count(PROMPT_TOKENS)
+        return hits / all_tokens if all_tokens else None
 
     def count(self, name: str, **labels: str) -> float:
         """By how much a counter has grown."""

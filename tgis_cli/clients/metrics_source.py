@@ -15,7 +15,7 @@ from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.metrics import Scrape, parse_scrape
 from tgis_cli.clients.probe import explain, fetch, make_connection
 from tgis_cli.clients.tls_files import TlsFiles
-from tgis_cli.runs.servers import find_at_port
+from tgis_cli.runs.servers import RunningServer, find_at_port
 from tgis_server.errors import Unavailable, UsageError
 
 TIMEOUT_S = 2.0
@@ -97,10 +97,7 @@ def find_source(
     address = connection.find_address(environ, protocol)
     if address.protocol == HTTP:
         return MetricsSource(address, connection.tls_files(address))
-    server = address.server
-    if server is None and address.host in THIS_HOST:
-        server = find_at_port(address.port)
-    if server is not None:
+    if (server := find_local_server(address)) is not None:
         http_address = to_address(server, HTTP)
         return MetricsSource(http_address, connection.tls_files(http_address))
     source = guess_source(connection, address, environ)
@@ -111,6 +108,11 @@ def find_source(
             f"port{hint}."
         )
     return source
+
+
+def find_local_server(address: Address) -> RunningServer | None:
+    """This user's running server that an address leads to, if it does."""
+    return address.server or (find_at_port(address.port) if address.host in THIS_HOST else None)
 
 
 def guess_source(connection: Connection, address: Address, environ: Mapping[str, str]) -> MetricsSource:

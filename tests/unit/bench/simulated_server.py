@@ -23,7 +23,7 @@ class Tick:
     in_flight: int = 0
     completed: int = 0
     failed: int = 0
-    tokens: int = 0
+    output_tokens: int = 0
     ttft_s: tuple[float, ...] = ()
     itl_s: tuple[float, ...] = ()
 

@@ -83,12 +83,12 @@ def test_intervals_hold_the_truth_if_gaps_of_one_request_are_alike(percent, trut
 @pytest.mark.parametrize(("percent", "truth"), [("50", 0.0), ("95", 1.6449)])
 def test_intervals_hold_the_truth_if_streams_wait_for_the_same_steps(percent, truth):
     rng = np.random.default_rng(3)
-    labels = np.tile(np.repeat(np.arange(20, dtype=np.uint8), 25), 4)
+    labels = np.tile(np.repeat(np.arange(20, dtype=np.uint8), 100), 4)
 
     def draw(clusterings):
-        return estimate_percentiles(make_steps(rng, num=500, streams=4, likeness=0.8), clusterings)
+        return estimate_percentiles(make_steps(rng, num=2000, streams=4, likeness=0.8), clusterings)
 
-    assert count_hits(lambda: draw([Runs(np.full(4, 500)), Labels.of(labels)]), percent, truth) >= 0.91
+    assert count_hits(lambda: draw([Runs(np.full(4, 2000)), Labels.of(labels)]), percent, truth) >= 0.91
     assert count_hits(lambda: draw([]), percent, truth) < 0.75
 
 

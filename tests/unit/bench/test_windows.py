@@ -49,7 +49,7 @@ def test_with_one_long_first_answer_the_level_is_steady_from_its_first_token():
 
 @pytest.mark.parametrize(
     ("timeline", "concurrency"),
-    [(closed_loop(), 3), (closed_loop(calls_per_stream=1, stagger_s=1.0), 2)],
+    [(closed_loop(), 5), (closed_loop(calls_per_stream=1, stagger_s=1.0), 2)],
     ids=["never full", "full for a moment"],
 )
 def test_a_level_that_was_never_steady_counts_as_a_whole(timeline, concurrency):

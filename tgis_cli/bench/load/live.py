@@ -36,7 +36,7 @@ class Progress(Protocol):
     @property
     def failed(self) -> int: ...
     @property
-    def tokens(self) -> int: ...
+    def output_tokens(self) -> int: ...
     @property
     def ttft_s(self) -> Sequence[float]:
         """New since the last report; so is ``itl_s``."""
@@ -50,7 +50,6 @@ class LevelSoFar:
     """One level as it runs."""
 
     title: str
-    ends_after: str  # " of 10 s" or " of 100 calls"
     started_at: float
     max_s: float | None
     max_calls: int | None
@@ -63,7 +62,7 @@ class LevelSoFar:
         self.progress = progress
         self.ttft_s.extend(progress.ttft_s)
         self.itl_s.extend(progress.itl_s)
-        self.history.append((now, progress.completed, progress.tokens))
+        self.history.append((now, progress.completed, progress.output_tokens))
         while self.history[0][0] < now - RATE_S and len(self.history) > 2:
             self.history.popleft()
 
@@ -108,18 +107,21 @@ class Live:
         self._level: LevelSoFar | None = None
 
     def start_level(self, plan: Plan, max_s: float | None, max_calls: int | None) -> None:
-        self._level = LevelSoFar(plan.title, "", self._clock(), max_s, max_calls)
-        self._line.show(lambda: self._describe(f"{plan.title}: starting"))
+        self._level = LevelSoFar(plan.title, self._clock(), max_s, max_calls)
+        if self._line.is_live:
+            self._line.show(lambda: self._describe(f"{plan.title}: starting"))
 
     def tick(self, progress: Progress) -> None:
         assert self._level is not None, "a level has been started"
         level, now = self._level, self._clock()
         level.add(progress, now)
-        self._line.show(lambda: self._describe(level.describe(now)))
+        if self._line.is_live or now - level.started_at >= LINE_S:
+            self._line.show(lambda: self._describe(level.describe(now)))
 
     def say(self, what: str) -> None:
-        """Show what is going on before the first level."""
-        self._line.show(lambda: what)
+        """Show what is going on before the first level, where that leaves no trace."""
+        if self._line.is_live:
+            self._line.show(lambda: what)
 
     def end_level(self, level: Level) -> None:
         self._done.append(describe_row(level))

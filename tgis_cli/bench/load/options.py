@@ -93,7 +93,7 @@ OPTIONS: dict[str, Any] = dict(
             "arrival",
             Process | None,
             ARRIVAL,
-            None,
+            "poisson|constant",
             "How calls of an open loop follow each other. [default: poisson]",
         ),
         option(
@@ -214,7 +214,7 @@ def with_load_options(body: Callable[..., None]) -> Callable[..., None]:
         raw = {name: values.pop(name) for name in OPTIONS}
         body(*first, options=LoadOptions.from_flags(raw, parameters), **values)
 
-    return make_callback(command, body, [*own, *flags])
+    return make_callback(command, body, [*own[:1], *flags, *own[1:]])  # the help has them in this order
 
 
 ARRIVALS = ("concurrency", "rate", "sweep", "goodput")

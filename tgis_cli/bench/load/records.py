@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -46,3 +46,7 @@ class GeneratorHealth:
     cpu_s: float  # over all workers
     num_tokens: int  # received
     peak_bytes: int  # resident memory of all workers
+    num_queued: int = 0  # calls that waited because as many were in flight as the server allows on its connections
+    is_cut: bool = False  # the level was ended before its time
+    cut_reason: str = ""  # a sentence, if it was not ended by us
+    stamp_delay_s: Doubles = field(default_factory=lambda: np.empty(0))  # null server: from its stamps to the arrivals

@@ -103,17 +103,20 @@ class LoadRun:
         with MetricsWatch(self.target.metrics) as watch:
             records, health = self._send(arrivals, self.live.tick)
         took_s = time.monotonic() - started_at
+        if health.cut_reason:
+            self.is_cut = True
+            self.problems.append(health.cut_reason)
         self.num_sent += len(records.index)
         level = make_level(
             records,
             health,
             arrivals,
-            title=plan.title,
+            plan.title,
             is_streamed=self.options.is_streamed,
             rate=plan.rate,
             is_cut=self.is_cut,
             objectives=self.options.objectives,
-            server_side=watch,
+            watch=watch,
             started_at=started_at,
         )
         self.levels.append(level)
@@ -157,7 +160,7 @@ class StallWatch:
     changed_at: float | None = None
 
     def is_stalled(self, progress: Progress, now: float) -> bool:
-        current = (progress.tokens, progress.completed, progress.failed)
+        current = (progress.output_tokens, progress.completed, progress.failed)
         if current != self.seen or self.changed_at is None or not progress.in_flight:
             self.seen, self.changed_at = current, now
         return now - self.changed_at > STALL_S
@@ -309,10 +312,14 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
 
 def list_problems(run: LoadRun) -> Iterator[str]:
     for level in run.levels:
-        yield from (f"{level.title}: {problem}" for problem in level.problems)
+        yield from (say_of(level, problem) for problem in level.problems)
     if run.levels and not any(level.completed for level in run.levels):
         reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
         yield f"No call was completed{f' ({reasons[0]})' if reasons else ''}."
+
+
+def say_of(level: Level, sentence: str) -> str:
+    return f"{level.title}: {sentence[:1].lower()}{sentence[1:]}"
 
 
 def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
@@ -320,9 +327,9 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
         yield run.target.note
     yield from run.notes
     for level in run.levels:
-        yield from (f"{level.title}: {note}" for note in level.notes)
+        yield from (say_of(level, note) for note in level.notes)
         if level.is_saturated:
-            yield f"{level.title}: the server did not keep up, so latencies grow with the length of the level."
+            yield say_of(level, "the server did not keep up, so latencies grow with the length of the level.")
     if knee is not None:
         yield f"The knee is at {knee.plan.title}: with more, latency grows faster than throughput."
     if isinstance(run.feed, PromptFile) and run.num_sent > run.feed.num_distinct:

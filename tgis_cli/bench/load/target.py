@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,9 +49,18 @@ class Target:
 
 @contextlib.contextmanager
 def open_target(
-    connection: Connection, launch: str | None, metrics_url: str | None, environ: Mapping[str, str], err: TextIO
+    connection: Connection,
+    launch: str | None,
+    metrics_url: str | None,
+    environ: Mapping[str, str],
+    err: TextIO,
+    *,
+    python: str | None = None,
 ) -> Iterator[Target]:
     """Connect; start the server before and stop it after the block if ``launch`` has its command line.
+
+    Args:
+        python: interpreter of the installation that is launched, if not this one.
 
     Raises:
         UsageError: the options cannot be used, or do not say which server.
@@ -63,7 +73,7 @@ def open_target(
         return
     if connection != Connection():
         raise UsageError("Give either --launch or the options of a running server, such as --url, not both.")
-    options = read_launch_line(launch, "--launch")
+    options = dataclasses.replace(read_launch_line(launch, "--launch"), python=python)
     model = str(options.flags.get("model_name") or "the demo model")
     with OwnServer(model, options, environ, err, shows_log=False).connect() as client:
         yield make_target(client, Connection(server=client.address.server), given, environ)

@@ -13,9 +13,9 @@ def find_reach(samples: Sequence[float], alpha: float = ALPHA) -> float:
 
     The samples are taken as normal with unknown mean and variance. For each candidate mean, the likelihood ratio of
     Student's t statistic is averaged over effect sizes (mean divided by deviation) that are standard normal. That is a
-    martingale from 1, which exceeds 1/alpha with a chance of at most alpha ever (Ville); candidates for which it does are
-    outside of the interval. See T. L. Lai, "On confidence sequences", Annals of Statistics 4 (1976), and H. Wang and
-    A. Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown variance", Sequential
+    martingale from 1, which ever exceeds 1/alpha with a chance of at most alpha (Ville); candidates for which it does
+    are outside of the interval. See T. L. Lai, "On confidence sequences", Annals of Statistics 4 (1976), and H. Wang
+    and A. Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown variance", Sequential
     Analysis 44 (2025). Tails that are heavier than normal make it wider, not wrong: the statistic is divided by the
     deviation that they enlarge.
     """
