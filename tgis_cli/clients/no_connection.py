@@ -138,7 +138,7 @@ def explain_wanted_tls(address: Address) -> str:
 def explain_grpc(address: Address) -> str:
     scheme = "grpcs" if address.is_tls else "grpc"
     return (
-        f"{address.target} is a gRPC port, but health is checked over HTTP: write {scheme}://{address.target}, or give "
+        f"{address.target} is a gRPC port, but this command uses HTTP: write {scheme}://{address.target}, or give "
         f"the HTTP port, {DEFAULT_PORTS[HTTP]} by default."
     )
 

@@ -1,0 +1,1 @@
+"""Load over the public gRPC API: which requests, when, and what came back."""

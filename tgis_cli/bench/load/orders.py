@@ -1,0 +1,134 @@
+"""What the load generator and its workers tell each other, pickled, over a socket that only these two have."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+
+from tgis_cli.bench.http2.channel import Target
+from tgis_cli.bench.load.calls import Arrivals, Feed
+from tgis_cli.bench.load.columns import Columns, WorkerHealth
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    target: Target
+    feed: Feed
+    has_stamps: bool  # the server is the null server, whose frames carry stamps
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of a level's arrivals that is one worker's."""
+
+    slots: tuple[int, ...] | None  # closed loop: the numbers of its slots, of all ...
+    concurrency: int  # ... these
+    due_s: array[float] | None  # open loop: of every step-th call from the number-th on
+    number: int
+    step: int
+    max_calls: int | None  # of the level
+    max_s: float | None
+    first_index: int
+
+    @property
+    def num_slots(self) -> int:
+        return len(self.slots or ())
+
+    def make_indexes(self) -> Iterator[int]:
+        """The calls in the feed that this worker sends, in order: those of other workers are different ones.
+
+        Each slot has its own, so that workers with more slots send more.
+        """
+        if self.due_s is not None:
+            calls: Iterator[int] = islice(count(self.number, self.step), len(self.due_s))
+        else:
+            slots = self.slots or ()
+            calls = (base + slot for base in count(0, self.concurrency) for slot in slots) if slots else iter(())
+        for number in calls:
+            if self.max_calls is not None and number >= self.max_calls:
+                return
+            yield self.first_index + number
+
+
+def split(arrivals: Arrivals, num_workers: int) -> list[Share]:
+    """A share for each worker; in a closed loop with fewer slots than workers, some get nothing."""
+    shares = []
+    for number in range(num_workers):
+        slots, due_s = None, None
+        if arrivals.due_s is not None:
+            due_s = array("d", arrivals.due_s[number::num_workers])
+        else:
+            slots = tuple(range(number, arrivals.concurrency or 0, num_workers))
+        shares.append(
+            Share(
+                slots=slots,
+                concurrency=arrivals.concurrency or 0,
+                due_s=due_s,
+                number=number,
+                step=num_workers,
+                max_calls=arrivals.max_calls,
+                max_s=arrivals.max_s,
+                first_index=arrivals.first_index,
+            )
+        )
+    return shares
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Start the level that was prepared."""
+
+    at: float  # by the monotonic clock, which all processes of a machine share
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Cut the level: cancel what is in flight."""
+
+
+# Of a worker
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """It is connected, or has prepared a level."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotConnected:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """There is no connection any more; calls fail until the level is cut."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Of a level so far, with some of the latest latencies in seconds."""
+
+    sent: int
+    in_flight: int
+    completed: int
+    failed: int
+    output_tokens: int
+    ttft_s: array[float]
+    itl_s: array[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    columns: Columns
+    health: WorkerHealth
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The worker ends."""
+
+    error: Exception

@@ -1,0 +1,161 @@
+"""One worker's part of a level: when which call is sent, from the first one to the end of the last."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import monotonic
+
+from tgis_cli.bench.http2.channel import Channel
+from tgis_cli.bench.load.calls import Feed
+from tgis_cli.bench.load.orders import Share
+from tgis_cli.bench.load.recorder import CUT, RecordedCall, Recorder, StampedCall, StreamedCall, UnaryCall
+
+SERVICE = "/fmaas.GenerationService/"
+# What is prepared before the level starts; later calls are prepared in between. All slots' first calls are, anyway.
+AHEAD_CALLS = 1000
+AHEAD_BYTES = 16 << 20
+AHEAD_S = 2.0
+Blocks = dict[bool, bytes]  # header blocks, by whether the call is streamed
+
+
+class Stock:
+    """Calls that are ready to be sent, so that their making delays none."""
+
+    def __init__(self, feed: Feed, share: Share, make: Callable[[int], RecordedCall]) -> None:
+        self._feed, self._make = feed, make
+        self._indexes = share.make_indexes()
+        self._ready: deque[RecordedCall] = deque()
+        self._num_wanted = max(share.num_slots, 1)
+        self._num_bytes = 0
+        self._is_filling = False
+
+    def prepare(self) -> None:
+        """Make the first calls."""
+        deadline = monotonic() + AHEAD_S
+        while self._add_one():
+            is_enough = self._num_bytes >= AHEAD_BYTES or monotonic() >= deadline or len(self._ready) >= AHEAD_CALLS
+            if is_enough and len(self._ready) >= self._num_wanted:
+                break
+        self._num_wanted = len(self._ready)
+
+    def take(self) -> RecordedCall | None:
+        """The next call; ``None`` if there is none."""
+        if not self._ready:
+            self._add_one()
+        if not self._ready:
+            return None
+        call = self._ready.popleft()
+        if not self._is_filling:
+            self._is_filling = True
+            asyncio.get_running_loop().call_soon(self._refill)
+        return call
+
+    def _refill(self) -> None:
+        """Make one call at a time, so that what arrives meanwhile is not kept waiting."""
+        self._is_filling = len(self._ready) < self._num_wanted and self._add_one()
+        if self._is_filling:
+            asyncio.get_running_loop().call_soon(self._refill)
+
+    def _add_one(self) -> bool:
+        index = next(self._indexes, None)
+        if index is None:
+            return False
+        call = self._make(index)
+        self._num_bytes += len(call.body)
+        self._ready.append(call)
+        return True
+
+
+class Sender:
+    """It ends when all calls have ended."""
+
+    def __init__(
+        self, share: Share, feed: Feed, channel: Channel, blocks: dict[bool, bytes], *, has_stamps: bool
+    ) -> None:
+        self.recorder = Recorder(self._on_end)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._share, self._channel = share, channel
+        streamed = StampedCall if has_stamps else StreamedCall
+
+        def make(index: int) -> RecordedCall:
+            call = feed.make_call(index)
+            kind = streamed if call.is_streamed else UnaryCall
+            return kind(blocks[call.is_streamed], call, index, self.recorder)
+
+        self._stock = Stock(feed, share, make)
+        self._due: Iterator[float] = iter(share.due_s if share.due_s is not None else ())
+        self._next_due = 0.0
+        self._start = 0.0
+        self._is_sending = True
+
+    def prepare(self) -> None:
+        self._stock.prepare()
+
+    def start(self, at: float) -> None:
+        """Send the first calls at that moment of the monotonic clock."""
+        self._start = at
+        if self._share.due_s is None:
+            asyncio.get_running_loop().call_at(at, self._fill_slots)
+        else:
+            self._schedule_next()
+
+    def cut(self) -> None:
+        """End what is in flight."""
+        self._is_sending = False
+        at = monotonic()
+        for call in list(self.recorder.in_flight.values()):
+            self._channel.cancel(call)
+            if call.sent == call.sent:  # otherwise it was not sent, and NaN
+                self.recorder.end(call, CUT, "", at)
+        self.recorder.in_flight.clear()
+        self._check_done()
+
+    def _send(self, due: float) -> None:
+        call = self._stock.take() if self._is_sending else None
+        if call is None:
+            self._is_sending = False
+        else:
+            self.recorder.begin(call, due)
+            self._channel.start(call)
+
+    def _is_over(self, at: float) -> bool:
+        return self._share.max_s is not None and at - self._start >= self._share.max_s
+
+    def _on_end(self, at: float) -> None:
+        """A call has ended. In a closed loop, its slot is free at that moment."""
+        if self._is_sending and self._share.due_s is None:
+            if self._is_over(at):
+                self._is_sending = False
+            else:
+                self._send(at)
+        self._check_done()
+
+    def _check_done(self) -> None:
+        if not self._is_sending and not self.recorder.in_flight and not self.done.done():
+            self.done.set_result(None)
+
+    # Closed loop
+
+    def _fill_slots(self) -> None:
+        for _ in range(self._share.num_slots):
+            self._send(self._start)
+        if not self._share.num_slots:
+            self._is_sending = False
+        self._check_done()
+
+    # Open loop
+
+    def _schedule_next(self) -> None:
+        due = next(self._due, None)
+        if due is None or not self._is_sending or (self._share.max_s is not None and due >= self._share.max_s):
+            self._is_sending = False
+            self._check_done()
+        else:
+            self._next_due = self._start + due
+            asyncio.get_running_loop().call_at(self._next_due, self._send_due)
+
+    def _send_due(self) -> None:
+        self._send(self._next_due)
+        self._schedule_next()

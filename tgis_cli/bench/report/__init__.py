@@ -1,0 +1,1 @@
+"""Results for people and programs: tables, CSV, Markdown, one HTML page."""

@@ -1,0 +1,108 @@
+"""What every benchmark writes: a file of one format, and the figures in it.
+
+The kinds of results differ in their details, but each has a flat list of figures. Tables, CSV and comparisons read
+only that list, so they serve all kinds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tgis_server.errors import UsageError
+
+FORMAT = "tgis-bench"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95 % confidence interval; ``low`` and ``high`` are ``None`` where none can be given."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of a result."""
+
+    group: str  # what was measured: "8 streams", "decode, 32 rows at 128", "cold start"
+    name: str  # "ttft_p50", "output_tokens_per_s"
+    unit: str  # "s", "tokens/s", "requests/s", "bytes", "" for shares and counts
+    better: str  # "lower", "higher", or "" for figures that are neither
+    estimate: Estimate
+    count: int = 0  # of samples behind it
+
+
+@dataclass(slots=True)
+class Result:
+    """One run of one benchmark."""
+
+    kind: str  # "load", "engine", "start", "ab", "self"
+    created_at: str  # ISO 8601, UTC
+    command: str  # as typed
+    options: dict[str, Any]  # of the run
+    shape: dict[str, Any]  # what has to be equal for two results to be comparable
+    fingerprint: dict[str, Any]  # of machine, versions, model and server
+    figures: list[Figure] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # sentences: why the figures cannot be trusted
+    notes: list[str] = field(default_factory=list)  # sentences that do not cast doubt: saturation, the knee
+    is_cut: bool = False  # ended before its time, by Ctrl-C or because the server went away
+    detail: dict[str, Any] = field(default_factory=dict)  # of the kind; for "load": LoadDetail
+
+    @property
+    def is_valid(self) -> bool:
+        return not self.problems
+
+    def groups(self) -> Iterator[tuple[str, dict[str, Figure]]]:
+        """The figures by group, in order."""
+        groups: dict[str, dict[str, Figure]] = {}
+        for figure in self.figures:
+            groups.setdefault(figure.group, {})[figure.name] = figure
+        yield from groups.items()
+
+    def to_json(self) -> str:
+        """One JSON object. What is not a number (NaN, infinity) is null, as JSON has no word for it."""
+        facts = {"format": FORMAT, "version": VERSION, "is_valid": self.is_valid, **asdict(self)}
+        return json.dumps(drop_nonfinite(facts), indent=1, allow_nan=False)
+
+
+def drop_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: drop_nonfinite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [drop_nonfinite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_result(path: Path) -> Result:
+    """Read a result file.
+
+    Raises:
+        UsageError: it cannot be read, is no result, or has another version.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise UsageError(f"{path} is not a result of `tgis bench --json`: it is not JSON.") from None
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise UsageError(f"{path} is not a result of `tgis bench --json`.")
+    if facts["version"] != VERSION:
+        raise UsageError(
+            f"{path} has version {facts['version']} of the result format, but this tgis reads version {VERSION}: "
+            "measure again, or compare with the tgis that wrote it."
+        )
+    try:
+        figures = [Figure(**{**each, "estimate": Estimate(**each["estimate"])}) for each in facts["figures"]]
+        known = {name: facts[name] for name in Result.__dataclass_fields__ if name != "figures"}
+    except (KeyError, TypeError):
+        raise UsageError(f"{path} is damaged: parts of the result are missing.") from None
+    return Result(**known, figures=figures)

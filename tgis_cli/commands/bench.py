@@ -1,0 +1,51 @@
+"""``tgis bench``: measure a server. Its commands are in the ``bench_*`` modules, each imported when it runs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+
+from tgis_cli.terminal.command import Group, dress
+from tgis_cli.terminal.command_table import make_stand_in
+
+COMMANDS = {
+    "load": "Send requests to a server, and measure what its users would feel.",
+    "engine": "Measure the engine alone, without gRPC.",
+    "start": "Measure how long a server takes to start.",
+    "compare": "Compare two results; exit with 1 if the newer one is worse.",
+    "ab": "Compare two configurations in alternating rounds.",
+}
+DEFAULT = "load"
+HELP = ("-h", "--help")
+
+
+class BenchGroup(Group):
+    """Runs ``load`` if no command is named."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, summary in COMMANDS.items():
+            self.add_command(make_stand_in(name, summary), name)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in HELP and args[0].startswith("-")):
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        module = importlib.import_module(f"tgis_cli.commands.bench_{name}")
+        dress(module.app)
+        command = typer.main.get_command(module.app)
+        command.name = name
+        return name, command, rest
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.callback(cls=BenchGroup)
+def bench() -> None:
+    """Measure a server as its users feel it. Without a command: `tgis bench load`."""
