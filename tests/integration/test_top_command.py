@@ -73,7 +73,7 @@ def test_a_grpc_address_leads_to_the_http_port_of_its_server(server: Any):
     ("url", "code", "said"),
     [
         ("http://127.0.0.1:1", 1, "tgis: No server at 127.0.0.1:1: start one with `tgis launch`"),
-        ("{grpc}", 1, "is a gRPC port, and this command asks over HTTP: write grpc://127.0.0.1:"),
+        ("{grpc}", 1, "is a gRPC port, but this command uses HTTP: write grpc://127.0.0.1:"),
         ("https://{http}", 1, "does not speak TLS: write http://127.0.0.1:"),
         ("{http}/metrics", 2, "has more than an address (a path): HOST:PORT is enough"),
         ("grpc://127.0.0.1:1", 2, "The HTTP port of the server at grpc://127.0.0.1:1 is not known"),

@@ -46,7 +46,7 @@ def get_width(stream: TextIO) -> int:
 
 
 def get_size(stream: TextIO) -> tuple[int, int]:
-    """The current columns and lines of a terminal; without one, those of the variables COLUMNS and LINES, or 80 and 24."""
+    """Columns and lines of a terminal; without one, the variables COLUMNS and LINES, or 80 and 24."""
     try:
         columns, lines = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
