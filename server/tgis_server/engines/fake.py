@@ -109,7 +109,7 @@ class FakeRunner:
     ) -> None:
         """
         Args:
-            dtype: only reported, as the run has one.
+            dtype: only reported; nothing is computed in it.
         """
         self.caps = caps
         self.capacity = capacity
@@ -274,7 +274,7 @@ class FakeRunner:
 
 
 def virtual_id(position: int) -> int:
-    """The token id that a virtual row counts as."""
+    """The token id that stands for the virtual row at ``position``."""
     return 3 * position + 1
 
 

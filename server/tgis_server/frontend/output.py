@@ -102,7 +102,7 @@ class Output:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it ended or failed: nothing more will come."""
+        """Whether the output has ended or failed: nothing more will come."""
         return self.stop_reason is not UNFINISHED or self.error is not None
 
     @property

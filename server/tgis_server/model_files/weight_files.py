@@ -29,7 +29,7 @@ NO_WEIGHTS = (*OF_TRAINING, "optimizer", "scheduler", "index")
 HIDDEN = (".",)  # prefix of incomplete files, and of metadata files of other systems
 ADAPTER = ("adapter_",)  # prefix of adapters to another model
 CONSOLIDATED = "consolidated"  # prefix of copies with other tensor names
-# In names of copies with other dtypes, such as model.fp16.safetensors. One of them is enough.
+# Any of these in a name marks a copy with another dtype, such as model.fp16.safetensors.
 VARIANTS = ("bf16", "bfloat16", "fp16", "float16", "fp32", "float32", "fp8", "int8", "8bit", "int4", "4bit", "ema")
 NUMBERED = re.compile(r"(?P<before>.*?)(?<!\d)(?P<number>[0-9]{1,6})-of-(?P<total>[0-9]{1,6})(?!\d)(?P<after>.*)")
 FOREIGN = (".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ckpt")  # formats that are not read

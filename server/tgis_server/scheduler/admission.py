@@ -23,7 +23,7 @@ from tgis_server.scheduler.slots import Slots
 from tgis_server.scheduler.steps import Draft
 from tgis_server.scheduler.waiting import WaitingQueue
 
-STEPS_PER_PROBE = 8  # one in so many steps keeps to the target however long reading keys takes
+STEPS_PER_PROBE = 8  # one step in this many keeps to the target, however long reading keys takes
 
 
 class Admission:

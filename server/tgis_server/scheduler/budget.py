@@ -14,8 +14,8 @@ ALLOWANCE_FACTOR = 10.0  # on a busy machine a step can take several times its u
 
 MAX_SURPRISE = 3.0  # times that differ from the prediction by more than this factor count less
 RECENT = 0.9  # decay of a step's weight with each later step of its kind: about the last ten count
-# How strongly each factor keeps its previous value. Attention's factors keep theirs more strongly: they matter only
-# with many keys, and then show at once.
+# How strongly each factor keeps its previous value. Attention's factors keep theirs more strongly: they matter only in
+# steps with many keys, and a few such steps are enough to learn them.
 INERTIA = (1e-3, 1e-3, 1e-2, 1e-1)
 
 
@@ -155,7 +155,7 @@ class PrefillBudget:
         num_decode_tokens: tokens of the step's decode rows.
         max_share: most tokens for one sequence.
         max_share_s: most seconds for one sequence.
-        may_exceed: see :meth:`take`. Not set in every step, as the fit needs chunks of different sizes.
+        may_exceed: see :meth:`take`; false in some steps, because the fit needs chunks of different sizes.
     """
 
     times: StepTimes
@@ -198,7 +198,7 @@ class PrefillBudget:
         """Take tokens for the next chunk of a sequence: all that remain, or a power of two; 0 if the budget is spent.
 
         The first chunk of a step has at least one token, so that prompts always make progress. With ``may_exceed`` it
-        may take twice the time of reading its keys, as smaller chunks would spend most of their time on that.
+        may take twice the time of reading its keys, because smaller chunks would spend most of their time on that.
         """
         most = min(remaining, self.tokens, self.max_share)
         if most <= 0:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from tgis_server.words.control_characters import escape_controls
 
 GAP = 2  # blanks between two cells of a row
-STACKED_INDENT = 4  # of the cells below the first, where the columns are too narrow to stand side by side
+STACKED_INDENT = 4  # blanks before cells stacked below the first, where columns are too narrow to stand side by side
 MIN_LAST = 24  # columns for the last cell of a row, unless it is shorter
-MIN_ROOM = 8  # columns for a text beside what its lines start with, even if the terminal is narrower
-# A cell that is wider than this part of a line, such as a long path, does not widen its column: the first, the others.
+MIN_ROOM = 8  # columns for a text after the start of its lines, even if the terminal is narrower
+# A cell wider than a half (in the first column) or a fifth of a line, such as a long path, does not widen its column.
 MAX_SHARES = (2, 5)
 BREAK_AFTER = "/,;=:&?"  # in a word that is longer than a line
 

@@ -49,8 +49,8 @@ class MemoryRequest:
     block_bytes: int  # keys and values of one block, all layers
     block_size: int
     max_sequence_length: int
-    is_explicit: bool  # if so, the length must fit; otherwise it may be lowered
-    kv_cache_memory: int | None = None  # bytes, if set by the option
+    is_explicit: bool  # True: the length must fit; False: it may be lowered
+    kv_cache_memory: int | None = None  # in bytes, if the option is set
     max_batch_size: int = 1
     margin_percent: int = 0  # share of free GPU memory that is left unused
 
@@ -142,7 +142,7 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     """Decide how much of the memory left by weights and a step is for keys and values.
 
     Raises:
-        NotEnoughDevices: one sequence does not fit, or as :func:`check_kv_cache_memory`.
+        NotEnoughDevices: one sequence does not fit, or as in :func:`check_kv_cache_memory`.
     """
     check_kv_cache_memory(request)
     blocks_per_sequence = -(-request.max_sequence_length // request.block_size)
@@ -211,7 +211,7 @@ def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_
     """Before weights are read, check that they, a step and one sequence fit on this rank.
 
     Raises:
-        NotEnoughDevices: they do not fit, or as :func:`check_kv_cache_memory`.
+        NotEnoughDevices: they do not fit, or as in :func:`check_kv_cache_memory`.
     """
     check_kv_cache_memory(request)
     kv_bytes = sequence_bytes(request, shortest_length(request))

@@ -142,8 +142,8 @@ class PublicServer:
 
 
 def should_log(record: logging.LogRecord) -> bool:
-    """Drop what any client can cause in large numbers: by leaving before the answer or with metadata that is not text.
+    """Drop records that any client can cause in large numbers, each with a traceback from the library.
 
-    The library logs a traceback each time.
+    Clients cause them by leaving before the answer or sending metadata that is not text.
     """
     return not (record.exc_info and isinstance(record.exc_info[1], (grpc.aio.InternalError, UnicodeDecodeError)))

@@ -1,4 +1,4 @@
-"""``fmaas.GenerationService``: turns RPCs into calls and errors into statuses. ``generation.py`` has the rest."""
+"""``fmaas.GenerationService``: turns RPCs into calls and errors into statuses. ``generation.py`` does the rest."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class GenerationServicer(GenerationServiceServicer):
 
 
 class MissingRequest(InvalidRequest):
-    """A stream's request has no input. This does not count as a failure."""
+    """A stream's request has no input. Metrics do not count this as a failure."""
 
 
 def to_status(error: Exception, extra: dict[str, str]) -> tuple[grpc.StatusCode, str]:

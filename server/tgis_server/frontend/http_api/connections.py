@@ -115,12 +115,12 @@ class HttpConnection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """aiohttp calls this for every request, even an invalid one.
 
-        It handles the next request of the connection only when this has returned.
+        It handles the next request of the connection only after this method has returned.
         """
         if self._is_new:
-            # The first request never waits, as each probe opens a connection: among many new connections, a probe's
-            # cannot be told apart, and it might be closed while it waits, to make room for the next. Connecting costs
-            # more than one request anyway.
+            # The first request never waits, because each probe opens a connection: among many new connections, a
+            # probe's cannot be told apart, and it might be closed while it waits, to make room for the next.
+            # Connecting costs more than one request anyway.
             self._is_new = False
             self._bucket.tokens -= 1
         elif not self._connections.rate.take_turn(self._bucket):

@@ -234,7 +234,7 @@ class Metrics:
         total_s: float,
         inference_s: float | None,
     ) -> None:
-        """Record an answered input. ``inference_s`` is None if it never ran."""
+        """Record an answered input. ``inference_s`` is None if the input never ran."""
         self._counter("tgi_request_success", stop_reason=stop_reason, kind=kind).inc()
         self._histogram("tgi_request_duration").observe(total_s)
         self._histogram("tgi_request_generated_tokens").observe(num_generated)

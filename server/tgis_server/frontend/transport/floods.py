@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 Peer: TypeAlias = tuple[str, int]  # address and port
 
 CHECK_S = 0.5
-NUM_BEHIND = 6  # checks: the time that calls have, in a busy process, to account for received bytes
+NUM_BEHIND = 6  # checks within which calls account for received bytes, even in a busy process
 IDLE_SHARE = 20  # checks take at most 1/20 of the time: they are less frequent with thousands of connections
-CALL_BYTES = 16 << 10  # credited to each call: the size of the largest header, as the library reports no sizes
+CALL_BYTES = 16 << 10  # credited to each call: the size of the largest header, because the library reports no sizes
 FLOOD_BYTES_PER_S = 64 << 10  # a fast reader's window updates and pings are a tenth of that
 FLOOD_BYTES = 512 << 10  # tolerated at once
 WINDOW_BYTES = 64 << 10  # that a stream may send before its message is read

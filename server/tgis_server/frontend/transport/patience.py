@@ -31,7 +31,7 @@ MIN_BYTES_PER_S = 256 << 10  # extra time for larger messages: the library does 
 DEADLINE_GRACE_S = 1.0  # for writes after the request's own deadline, such as its last frame
 MAX_BYTES_HELD = 128 << 20  # requests in progress and unary answers being sent
 TRIM_BYTES = 32 << 20  # growth of the process after which memory is returned to the system
-TRIM_CHECKS = (1, 16, 64)  # how many checks later that is done
+TRIM_CHECKS = (1, 16, 64)  # done after this many further checks
 CHECK_S = 0.25
 IDLE_TIMEOUT_S = 600.0  # for the next request of a call that streams its requests
 MAX_WAITING = 1000  # requests waiting for memory; the library buffers up to 64 KiB of each
@@ -108,7 +108,7 @@ class Patience:
     def begin_sending(self, wait: Wait, num_bytes: int, deadline: float | None = None) -> None:
         """Time a write until :meth:`end_sending`; if the write takes too long, the call is ended.
 
-        This is cheap, as every frame needs it: there is no timer; instead, :meth:`check` finds the late writes.
+        Every frame needs this, so it must be cheap: it sets no timer; instead, :meth:`check` finds the late writes.
 
         Args:
             deadline: the request's, on the host's monotonic clock.

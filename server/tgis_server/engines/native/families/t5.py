@@ -90,7 +90,7 @@ def read_mlp(config: ConfigFile) -> tuple[Activation, bool]:
 
 
 def is_head_scaled(config: ConfigFile) -> bool:
-    """Whether the head's input is scaled: by the key that transformers 5 writes or, without it, if the head is tied."""
+    """Whether the head's input is scaled: as transformers 5's key says or, without that key, if the head is tied."""
     key = "scale_decoder_outputs"
     return config.flag("tie_word_embeddings" if config.get(key) is None else key)
 
