@@ -9,7 +9,7 @@ This module runs before anything else in a process, so it imports only built-in 
 
 import os
 import sys
-from _collections_abc import Mapping  # collections.abc is a file
+from _collections_abc import Mapping  # collections.abc would be read from a file
 
 SCRIPTS = ("tgis", "grpc_healthcheck", "text-generation-launcher", "text-generation-server")
 
@@ -44,7 +44,7 @@ def means_current_directory(place: str) -> bool:
 def get_current_directory() -> str:
     try:
         return os.getcwd()
-    except OSError:  # it was removed: nothing can be imported from it
+    except OSError:  # the directory was removed: nothing can be imported from it
         return ""
 
 

@@ -24,7 +24,7 @@ from tgis_server import failures
 from tgis_server.errors import ModelError
 from tgis_server.model_files.json_file import parse_json, read_json
 
-OF_TRAINING = ("arguments", "args", "training")  # in names of files that are not weights and may contain code
+OF_TRAINING = ("arguments", "args", "training")  # found in names of files that are not weights and may contain code
 NO_WEIGHTS = (*OF_TRAINING, "optimizer", "scheduler", "index")
 HIDDEN = (".",)  # prefix of incomplete files, and of metadata files of other systems
 ADAPTER = ("adapter_",)  # prefix of adapters to another model
@@ -65,7 +65,7 @@ def choose_weights(names: Iterable[str], form: WeightFormat, read_index: ReadInd
     """The weights in one format.
 
     Args:
-        names: of all files; those in folders are ignored.
+        names: the names of all files; those in folders are ignored.
         read_index: returns the file names in an index. Called only if the index is used.
     """
     present = {name for name in names if "/" not in name}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MAX_TARGET_USE = 0.9  # share of the target; the rest is a margin for errors of the prediction
-MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds; prefill gets it even if decode rows alone come near the target
+MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds; left to prefill even if decode rows alone come near the target
 ALLOWANCE_FACTOR = 10.0  # on a busy machine a step can take several times its usual time
 
 MAX_SURPRISE = 3.0  # times that differ from the prediction by more than this factor count less

@@ -181,7 +181,7 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
 
 
 def check_kv_cache_memory(request: MemoryRequest) -> None:
-    """Check that --kv-cache-memory holds a sequence: the longest if its length was set, else the shortest there is.
+    """Check that --kv-cache-memory holds a sequence: the longest if its length was set, else the shortest possible.
 
     Raises:
         NotEnoughDevices: it does not.

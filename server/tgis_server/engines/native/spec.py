@@ -116,7 +116,7 @@ class DecoderSpec:
     # Attention
     windows: tuple[int | None, ...] = ()  # per layer: tokens that a query sees, itself included; None = all
     # The files
-    dtype: str | None = None  # as the config states it, if it does
+    dtype: str | None = None  # as stated in the config, if at all
     warnings: tuple[str, ...] = ()  # from reading the files
 
     @property

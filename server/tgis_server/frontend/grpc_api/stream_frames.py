@@ -89,7 +89,7 @@ class _Stream:
                 self._done.set_result(None)
         except (grpc.aio.InternalError, asyncio.CancelledError):  # the write failed
             self._done.cancel()
-        except Exception as error:  # noqa: BLE001  in an event loop callback: passed on to the handler
+        except Exception as error:  # noqa: BLE001  in a callback, nothing would catch it: the handler gets it
             self._done.set_exception(error)
 
     def _begin(self) -> Coroutine[Any, Any, None] | None:

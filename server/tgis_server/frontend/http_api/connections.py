@@ -13,8 +13,8 @@ from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.transport.patience import Patience
 
 IDLE_TIMEOUT_S = 75.0  # between requests, as in other servers; scrapers return sooner
-HEADER_TIMEOUT_S = 10.0  # for a header, from the start of the connection or, for later requests, from the first byte
-LINGER_S = 1.0  # for reading an unwanted body
+HEADER_TIMEOUT_S = 10.0  # time for a header, from the connection's start or, for later requests, from the first byte
+LINGER_S = 1.0  # time for reading an unwanted body
 
 
 class HttpConnections:
@@ -95,7 +95,7 @@ class HttpConnection(web.RequestHandler):
     def force_close(self) -> None:
         """Unsent data must not keep the connection open forever."""
         transport = self.transport
-        # Asked before closing: a TLS transport that is closed twice, as after its client has left, has no buffer.
+        # Before closing: a TLS transport has no buffer after a second close, which happens if its client has left.
         is_sending = isinstance(transport, asyncio.WriteTransport) and transport.get_write_buffer_size() > 0
         super().force_close()
         if transport and is_sending:

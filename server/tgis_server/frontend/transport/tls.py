@@ -42,7 +42,7 @@ class Tls:
     """The current certificate, its key and the clients' CA. Thread-safe."""
 
     def __init__(self, config: ServeConfig, certificate: Path, key: Path, now: Callable[[], float] = time.time) -> None:
-        """Accept a certificate that is not currently valid, with a warning: it is the checks at startup that refuse it.
+        """Accept a certificate that is not currently valid, with a warning: only the checks at startup refuse it.
 
         Raises:
             UsageError: a file is missing or broken, or the key does not match the certificate.

@@ -1,6 +1,6 @@
 """T5 and models with its layout (Flan-T5): an encoder and a decoder with relative positions.
 
-Not served yet: ``read_spec`` finds it only among ``ALL_FAMILIES``.
+Not served yet: ``read_spec`` accepts T5 only if it is given ``ALL_FAMILIES``.
 
 Version 1.0 has a plain MLP and uses its embedding as its head. Version 1.1 has a gated MLP and a separate head.
 """
@@ -113,7 +113,7 @@ def stack(spec: DecoderSpec, ours: str, theirs: str, *, has_cross: bool) -> list
     """All layers of the encoder or the decoder, and the parameters that the layers share.
 
     Args:
-        spec: of this stack.
+        spec: the spec of this stack.
         ours: prefix of our names.
         theirs: prefix of the checkpoint's names.
         has_cross: whether the layers attend to the encoder's output.

@@ -1,4 +1,4 @@
-"""One decoder for all families, made from a spec and weights; it computes with ops.
+"""One decoder for all families, made from a spec and weights; it computes with the operations of ``ops``.
 
 Tokens of a step are packed, row after row, without padding: (num_tokens, hidden_size). Choices that depend on the
 family are made once, in the constructor.

@@ -57,7 +57,7 @@ def linear(name: str, parts: list[LayerRows], columns: int, *, has_bias: bool) -
     """A linear layer: rows of one or more checkpoint layers on top of each other.
 
     Args:
-        name: of our parameter.
+        name: our parameter's name.
         parts: where the rows come from.
         columns: number of inputs.
         has_bias: whether the checkpoint layers have biases.
