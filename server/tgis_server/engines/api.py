@@ -84,7 +84,7 @@ class ModelRunner(Protocol):
                 ended.
 
         Raises:
-            OutOfMemory: as in :meth:`launch`; the step has ended, and its rows are as they were before it.
+            OutOfMemory: as in :meth:`launch`; the step has ended, and its rows are as they were before the step.
         """
         ...
 

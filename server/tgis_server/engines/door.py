@@ -21,7 +21,7 @@ class KvBudget:
 
 
 class RankMemory(Protocol):
-    """The memory that one rank of a run needs, computed as the engine computes it when it loads."""
+    """The memory that one rank of a run needs, computed in the same way as when the engine loads."""
 
     @property
     def weight_bytes(self) -> int:

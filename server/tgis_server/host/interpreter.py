@@ -53,7 +53,7 @@ def leave_current_directory() -> None:
 
     If another program imports this package as a library, that program's path is left alone.
     """
-    is_module = sys.argv[:1] == ["-m"]  # while the interpreter looks for the module to run
+    is_module = sys.argv[:1] == ["-m"]  # true while the interpreter looks for the module to run
     if not is_module and os.path.basename(sys.argv[0] if sys.argv else "") not in SCRIPTS:
         return
     unwanted = {"", os.curdir}

@@ -62,7 +62,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_exempt(host: str, entry: str) -> bool:
-    """Whether an entry of NO_PROXY covers a host: ``*``, its name or a suffix of it, or a network."""
+    """Whether an entry of NO_PROXY covers a host: ``*``, the host's name or a suffix of it, or its network."""
     if "/" in entry:
         with contextlib.suppress(ValueError):  # the host is not an address, or the entry is not a network
             return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)

@@ -101,7 +101,7 @@ class Admission:
         """Tokens of the first row if the encoder or whole prompt must be computed at once; 0 if this step cannot."""
         num_tokens = remaining
         if self._limits.chunked_prefill and offer.num_to_encode + remaining > budget.tokens:
-            num_tokens = 1  # a step for its encoder, with as few other tokens as possible
+            num_tokens = 1  # the step is for the encoder, with as few other tokens as possible
         at_once = offer.num_to_encode + num_tokens
         if budget.take_whole(offer.num_cached_tokens, at_once):
             return num_tokens

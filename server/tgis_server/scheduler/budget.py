@@ -63,7 +63,7 @@ class _Recent:
 
 
 class StepTimes:
-    """Seconds of a step: ``fixed + a * tokens + b * tokens * keys + c * keys``, none of them negative.
+    """Seconds of a step: ``fixed + a * tokens + b * tokens * keys + c * keys``, with no negative factor.
 
     Steps with and without chunks are recorded separately, so that a long period of decoding does not erase the cost of
     a prompt's tokens.

@@ -3,7 +3,7 @@
 A plan has decode rows first (a running answer never waits for a prompt), then as much prefill as the budget allows
 (``admission.py``). If a step cannot have both, or prefill needs a step without decode rows, the two take turns.
 
-A new sequence gets the memory for its whole prompt at once; only decode rows request more later. If there is none left,
+A new sequence gets the memory for its whole prompt at once; only decode rows request more later. If no memory is left,
 the youngest sequence loses its slot and is recomputed when there is memory again.
 
 Steps may be in flight: ``plan`` can be called before the ``commit`` of the previous plan. Tokens of sequences that have

@@ -148,7 +148,7 @@ class NewSequence:
 
     slot: int
     token_ids: TokenIds  # the prompt; after a preemption, the generated tokens too
-    prompt_length: int  # the border between the two never moves
+    prompt_length: int  # the border between prompt and output never moves
     num_cached_tokens: int  # already computed: a prefix-cache hit
     sampling: SamplingParams
     wanted: Wanted

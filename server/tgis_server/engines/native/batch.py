@@ -31,7 +31,7 @@ class PromptPart:
 
     row: int  # of the plan
     first_token: int  # index into the step's tokens
-    following_ids: TokenIds  # the next token of each position
+    following_ids: TokenIds  # for each position, the token after it
     wanted: Wanted
 
 

@@ -20,8 +20,8 @@ from tgis_server.run import Run
 from tgis_server.words.sizes import format_bytes, format_bytes_for_option
 
 GIB = 1 << 30
-CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, but at most ...
-CPU_KV_SHARE = 0.25  # ... this share of free memory
+CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, unless the next limit is lower
+CPU_KV_SHARE = 0.25  # most of the free memory that the default pool takes
 CPU_USABLE_SHARE = 0.9  # the rest is for the process itself and other processes
 SHORTEST_SEQUENCE = 2  # one prompt token and one output token
 

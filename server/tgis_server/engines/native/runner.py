@@ -2,7 +2,7 @@
 
 ``launch`` turns a plan into tensors and runs the decoder, ``finish`` samples, and ``collect`` waits and turns results
 into messages. On CUDA the first two never wait for the device: input ids of decode rows, seen tokens and sampled ids
-stay on it.
+stay there.
 """
 
 from __future__ import annotations

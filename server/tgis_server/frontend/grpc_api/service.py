@@ -144,7 +144,7 @@ class GenerationServicer(GenerationServiceServicer):
 
     @asynccontextmanager
     async def _answering(self, context: ServicerContext, call: Call | None = None) -> AsyncIterator[GenerationService]:
-        """Count a call as in flight, refuse it if the server accepts none, and turn its error into its status.
+        """Count a call as in flight, refuse it if the server accepts no calls, and turn its error into its status.
 
         Generation calls (those with a ``call``) are also logged and traced, and their failures are counted.
         """

@@ -18,7 +18,7 @@ LINGER_S = 1.0  # time for reading an unwanted body
 
 
 class HttpConnections:
-    """All open connections. A new one always gets in: the one that has been silent longest is closed to make room.
+    """All open connections. A new connection always gets in: the longest silent one is closed to make room.
 
     Connections still in their TLS handshake are missing here; floods.py, which checks only periodically, counts them.
     """
@@ -76,7 +76,7 @@ class HttpConnection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         self._connections.note_activity(self)
-        waiter = self._waiter  # aiohttp's, for the next request; while one is being handled, data may be its body
+        waiter = self._waiter  # for the next request; data that arrives during a request may be its body
         super().data_received(data)
         if self._messages:
             self._cancel_header_timer()

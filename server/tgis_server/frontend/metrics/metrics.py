@@ -25,7 +25,7 @@ from tgis_server.words.processes import LAUNCHER
 Kind = Literal["counter", "gauge", "histogram"]
 
 NUM_LENGTH_STEPS = 64
-# Seconds: 0.15 ms to 146 s. Multiplied step by step as in the original: the last digits are part of its series' names.
+# Seconds: 0.15 ms to 146 s. Multiplied step by step as in the original, whose series' names contain the last digits.
 DURATION_BUCKETS = tuple(accumulate([0.0001, *[1.5] * 35], mul))[1:]
 TOKEN_SUM_BUCKETS = tuple(float(2**k) for k in range(6, 20))
 WIDE_TOKEN_BUCKETS = tuple(float(2**k) for k in range(20))
@@ -270,7 +270,7 @@ class Metrics:
     # Steps
 
     def observe_step(self, stats: StepStats, *, processing_s: float) -> None:
-        """Record an engine step; a mixed one counts under both methods, with the rows of each."""
+        """Record an engine step; a mixed step counts under both methods, with the rows of each."""
         for method, num_rows in (("prefill", stats.prefill_rows), ("next_token", stats.decode_rows)):
             if num_rows:
                 self._observe_part(method, num_rows, stats, processing_s)

@@ -294,7 +294,7 @@ def list_descriptors() -> Iterable[int]:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        # Listing needs a descriptor, and none is left, so all possible ones are in use.
+        # Listing needs a descriptor, and none is left, so all possible descriptors are in use.
         return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 

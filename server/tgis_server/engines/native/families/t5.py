@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_epsilon": 1e-6,
     "feed_forward_proj": "relu",
     "tie_word_embeddings": True,
-    "scale_decoder_outputs": None,  # tie_word_embeddings; transformers 5 writes this key
+    "scale_decoder_outputs": None,  # default: tie_word_embeddings; transformers 5 writes this key
     "decoder_start_token_id": None,
     "eos_token_id": 1,
     "dtype": None,
