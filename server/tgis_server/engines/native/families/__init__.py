@@ -81,7 +81,7 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
 
 
 def names_of(family: ModuleType) -> set[str]:
-    """The names that a config.json may give: the generating model's or, if saved without a head, its base model's."""
+    """The names that a config.json may give: the generating model's or, if it has no head, its base model's."""
     architecture: str = family.ARCHITECTURE
     return {architecture, architecture.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model")}
 

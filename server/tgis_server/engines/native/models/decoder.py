@@ -211,7 +211,7 @@ class Stack:
             x.add_(self._learned_positions.index_select(0, inputs.position_rows))
         return x if self._embedding_norm is None else self._embedding_norm(x)
 
-    # -- The kinds of layers: each adds to ``residual``; ``x`` and the result are its norm before and after ------------
+    # -- The kinds of layers: each adds to ``residual``; ``x`` is its norm before, the result its norm after -----------
 
     def _serial(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
         scale = self._spec.residual_scale
