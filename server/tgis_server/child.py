@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tgis_server.run import Run
 
 PR_SET_PDEATHSIG = 1
-EXIT_ORPHANED = 70  # no one sees it: the parent is gone
+EXIT_ORPHANED = 70  # nobody reads it: the parent is gone
 
 
 def die_with_parent(death_fd: int, parent_pid: int) -> None:
@@ -30,7 +30,7 @@ def die_with_parent(death_fd: int, parent_pid: int) -> None:
 
     Args:
         death_fd: read end of a pipe that only the parent could write to, although it never does.
-        parent_pid: the launcher. If it died before the kernel was told to watch it, the current parent differs.
+        parent_pid: the launcher. If the current parent differs, the launcher died before the kernel began to watch it.
     """
     kill_with_parent(parent_pid)
 
@@ -52,9 +52,9 @@ def kill_with_parent(parent_pid: int, number: signal.Signals = signal.SIGKILL) -
 def leave_hangups_to_parent() -> None:
     """Ignore SIGHUP, which may be sent to every process of a service: the parent alone handles it.
 
-    The launcher starts its children with the signal blocked, so that it cannot end them before this call.
+    The launcher starts its children with the signal blocked, so that SIGHUP cannot end them before this call.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # also drops a pending one
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # also discards a pending SIGHUP
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
@@ -62,7 +62,7 @@ def pin_to_cpus(cpus: tuple[int, ...]) -> None:
     """Run this thread, and all threads that it starts from now on, only on these CPUs."""
     try:
         os.sched_setaffinity(0, cpus)
-    except OSError as error:  # a sandbox forbids it, or the group's CPUs have changed: the process is only slower
+    except OSError as error:  # a sandbox forbids it, or the group's CPUs have changed: the process just runs slower
         import logging
 
         logging.getLogger(__name__).warning("not pinned to CPUs %s: %s", cpus, error.strerror)
@@ -75,7 +75,7 @@ def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
     from tgis_server.errors import GroupFailed, RequestError, TgisError
 
     while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]  # of a task group, whose own text only counts its exceptions
+        error = error.exceptions[0]  # the text of a task group only says how many errors there are
     kind: type[TgisError] = GroupFailed
     if is_expected := isinstance(error, TgisError) and not isinstance(error, RequestError):
         kind = type(error)
@@ -108,7 +108,7 @@ def live(name: str, options: Mapping[str, str], work: Callable[[Run, str], None]
     leave_hangups_to_parent()
     die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a handler, it ends the process as other signals do
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a handler is installed, SIGINT simply ends the process
     os.umask(0o077)  # a run's sockets and files are private to the user
 
     import faulthandler

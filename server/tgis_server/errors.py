@@ -5,7 +5,7 @@
     TgisError
     ├── UsageError            bad option, environment variable, config file, port or directory  exit 2
     ├── ModelError            the model's files are missing, broken or not supported            exit 3
-    │   └── ModelNotFound     no model has that name, or what has it is no model
+    │   └── ModelNotFound     no such model, or the name belongs to something else
     ├── NotEnoughDevices      too few devices, or too little memory or disk space               exit 4
     ├── GroupFailed           a process of the group died or hung                               exit 5
     │   └── PeerLost          *another* process is gone: a consequence, not the first cause
@@ -46,7 +46,7 @@ class ModelError(TgisError):
 
 
 class ModelNotFound(ModelError):
-    """No model has that name, or what has it is no model."""
+    """There is no such model, or the name belongs to something that is not a model."""
 
 
 class NotEnoughDevices(TgisError):

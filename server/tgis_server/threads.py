@@ -21,7 +21,7 @@ def num_cpus() -> int:
 
 
 GRPC = max(4, min(num_cpus(), 16)) + 2  # gRPC's pool, the pool's supervisor, and a timer
-POLLER = 1  # of asyncio's gRPC
+POLLER = 1  # the thread that polls for gRPC's asyncio API
 OWN = 2 + POLLER  # the main thread, the parent watch (in the launcher: its terminal), and gRPC's poller or server
 SESSION = 4  # a shard's gRPC server: the Session and its reader, two for probes
 LANES = 2  # the front-end's lanes for prompts and other texts, with --tokenization-workers threads each
@@ -69,13 +69,13 @@ class Threads:
         own = OWN + GRPC + SESSION
         if self.shard_threads is None:
             return own
-        # A pool for the loading thread, one for the computing thread, and that of numpy's BLAS.
+        # One pool for the loading thread, one for the computing thread, and one for numpy's BLAS.
         own += 2 * (self.shard_threads - 1) + min(self.shard_threads, num_cpus()) - 1
         return own + (GLOO if self.num_shard > 1 else 0)
 
 
 class ReservedThreads:
-    """Threads reserved early, because gRPC crashes or repeats a line forever if it cannot start one.
+    """Threads reserved early, because gRPC crashes or logs the same line forever if it cannot start one.
 
     They are started well before such a library is used and ended right before its first use, so that a tight limit
     becomes an explained error.

@@ -19,9 +19,9 @@ class RunnerCaps:
 
     memory: Literal["paged", "rows"] = "paged"  # KV blocks, or one row of a padded batch per sequence
     chunked_prefill: bool = True  # a prompt may be computed in several steps
-    mixed_steps: bool = True  # a step may have prefill and decode rows
+    mixed_steps: bool = True  # a step may mix prefill and decode rows
     plan_ahead: bool = False  # launch returns before the device has finished, so the next step can be planned early
-    prefix_cache: bool = True  # a sequence may start with blocks that another one has computed
+    prefix_cache: bool = True  # a sequence may start with blocks that another sequence has computed
     rope_border: int | None = None  # sequences with more tokens than this have ``is_rope_long`` (LongRoPE)
 
 
@@ -46,7 +46,7 @@ class ModelFacts:
     device: str
     vocab_size: int
     end_ids: tuple[int, ...]  # end tokens of requests that do not choose their own
-    weight_bytes: int = 0  # in this rank's memory, as in a plan
+    weight_bytes: int = 0  # size in this rank's memory, as `tgis plan` predicts it
     notes: tuple[str, ...] = ()  # e.g. "max_sequence_length lowered from 131072 to 8192: ..."
 
 
@@ -84,7 +84,7 @@ class ModelRunner(Protocol):
                 ended.
 
         Raises:
-            OutOfMemory: as in :meth:`launch`; the step has ended, and its rows are as they were before it.
+            OutOfMemory: as in :meth:`launch`; the step has ended, and its rows are as they were before the step.
         """
         ...
 

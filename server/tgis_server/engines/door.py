@@ -21,7 +21,7 @@ class KvBudget:
 
 
 class RankMemory(Protocol):
-    """The memory that one rank of a run needs, computed as the engine computes it when it loads."""
+    """The memory that one rank of a run needs, computed in the same way as when the engine loads."""
 
     @property
     def weight_bytes(self) -> int:
@@ -37,7 +37,7 @@ class RankMemory(Protocol):
         """How much of a GPU's memory the rank may use."""
 
     def check_kv_cache_memory(self) -> None:
-        """Check that --kv-cache-memory, if it was set, holds a sequence.
+        """Check that the memory set by --kv-cache-memory, if any, can hold a sequence.
 
         Raises:
             NotEnoughDevices: it does not.
@@ -108,7 +108,7 @@ class ModelSummary:
     length: Length | None  # None: not in config.json
     end_ids: tuple[int, ...]
     pad_id: int | None
-    dtype: str | None  # from config.json, or that of most weights once they have been inspected
+    dtype: str | None  # from config.json or, once the weights have been inspected, that of most weights
     valid_num_shards: tuple[int, ...]  # empty: any number
     tensors: Mapping[str, tuple[int, ...]]  # names and shapes of the tensors that the engine reads
     warnings: tuple[str, ...] = ()

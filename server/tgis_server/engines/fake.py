@@ -11,7 +11,7 @@ so any mistake in blocks, positions, the prefix cache, sharing or preemption cha
 
 because all of these change a real engine's keys, too (see ``cache_root``). A virtual row has the id that
 :func:`virtual_id` returns, whatever the prompt contains. The encoder's numbers are computed in the same way, without
-the last two terms. An adapter's number is the sum of its digest's bytes. With ``temperature`` > 0 the seed is added to
+the last two terms. An adapter's number is the sum of its digest's bytes. With ``temperature`` > 0, the seed is added to
 the sum. A guided row takes the first allowed id that is not below the computed one, or else the lowest allowed id.
 
 A step takes ``--rehearse-step-ms``, plus ``--rehearse-attention-ns`` for each pair of a token and a key.
@@ -109,7 +109,7 @@ class FakeRunner:
     ) -> None:
         """
         Args:
-            dtype: only reported, as the run has one.
+            dtype: only reported; nothing is computed in it.
         """
         self.caps = caps
         self.capacity = capacity
@@ -274,7 +274,7 @@ class FakeRunner:
 
 
 def virtual_id(position: int) -> int:
-    """The token id that a virtual row counts as."""
+    """The token id that stands for the virtual row at ``position``."""
     return 3 * position + 1
 
 

@@ -22,7 +22,7 @@ class FakeDoor:
         self._find_summary = find_summary
 
     def summarize(self, model_dir: Path, num_shard: int = 1) -> ModelSummary:
-        """Any ``num_shard`` will do, as nothing is divided."""
+        """Any ``num_shard`` will do, because nothing is divided."""
         try:
             summary = self._find_summary(model_dir)
         except ModelError:

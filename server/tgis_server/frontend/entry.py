@@ -38,7 +38,7 @@ from tgis_server.words.processes import FRONTEND
 
 logger = logging.getLogger(__name__)
 
-FINAL_STATUS_S = 0.5  # for calls in flight to receive their final status
+FINAL_STATUS_S = 0.5  # time for calls in flight to receive their final status
 # When a shard is lost, the launcher knows the cause better than the other processes. How long to wait for the cause:
 CAUSE_WAIT_S = 0.5  # before calls in flight are ended
 MAX_LINGER_S = 1.5  # in total, before this process ends
@@ -139,7 +139,7 @@ class Frontend:
         self._stop_requested.set()
 
     def end(self, cause: str) -> None:
-        """The launcher is shutting down the group: tell probes and calls the cause until it ends this process too."""
+        """The launcher is ending the group: tell probes and calls the cause until it ends this process too."""
         if not self._group_ending.is_set():
             self._group_ending.set()
             self._stop_requested.clear()  # earlier requests are superseded
@@ -255,7 +255,7 @@ class Frontend:
     async def _fail(self, error: Exception) -> None:
         """The engine is lost: end every call with a status that says so.
 
-        If a peer was lost, the launcher may send the cause first. Until then, probes report what is known here.
+        If a peer was lost, wait briefly for the launcher's cause. Until then, probes report what is known here.
         """
         if self._group_ending.is_set():
             return

@@ -24,7 +24,7 @@ from tgis_server.wire.shard_pb2_grpc import FrontendServicer, add_FrontendServic
 
 logger = logging.getLogger(__name__)
 
-STOP_GRACE_S = 0.5  # for a call in flight
+STOP_GRACE_S = 0.5  # time for a call in flight
 CHECK_S = 1.0
 MAX_SILENCE_S = 6.0  # the launcher polls every second
 

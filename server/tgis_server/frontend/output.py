@@ -102,7 +102,7 @@ class Output:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it ended or failed: nothing more will come."""
+        """Whether the output has ended or failed: nothing more will come."""
         return self.stop_reason is not UNFINISHED or self.error is not None
 
     @property
@@ -192,7 +192,7 @@ class Output:
         return Part(num_input=self.num_input, input_tokens=self._describe_input())
 
     def take_part(self) -> Part | None:
-        """The next part of a stream, if one is due. The one with the end reason is the last."""
+        """The next part of a stream, if one is due. The part with the end reason is the last."""
         return self._parts.popleft() if self._parts else None
 
     def whole(self) -> Part:

@@ -1,4 +1,4 @@
-"""Permits limit how many inputs are in progress. There is no queue: a call that gets none is refused at once."""
+"""Permits limit how many inputs are in progress. There is no queue: a call that lacks permits is refused at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Admission:
         """Hold a permit for every input, or none at all, until they are released or the ``with`` block ends.
 
         Raises:
-            Overloaded: too few are free. A batch of more than ``max_inputs`` never fits.
+            Overloaded: too few permits are free. A batch of more than ``max_inputs`` never fits.
         """
         if self.num_held + num_inputs > self.max_inputs:
             raise Overloaded

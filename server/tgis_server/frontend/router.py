@@ -66,7 +66,7 @@ class Router:
         if self._refusal:
             raise self._refusal
         now = self._clock()
-        if not self._is_lost:  # otherwise they wait for the cause like the others
+        if not self._is_lost:  # otherwise these wait for the cause, as all open requests do
             self._link.submit([output.submit for output in outputs])
         for output in outputs:
             output.submitted_at = now

@@ -51,7 +51,7 @@ class ShardHealth:
         return self._last.phases if self._last else ()
 
     def __str__(self) -> str:
-        """The phase and progress it last reported."""
+        """The phase and progress that the shard last reported."""
         last = self._last
         if last is None:
             return f"{shard_name(self._rank)}: starting"
@@ -66,22 +66,22 @@ class ShardHealth:
 
     @property
     def is_silent(self) -> bool:
-        """Whether it serves but did not answer the latest call."""
+        """Whether the shard serves but did not answer the latest call."""
         return self.is_serving and self._num_unanswered > 0
 
     @property
     def is_idle(self) -> bool:
-        """Whether it answered the latest call, between two steps."""
+        """Whether the shard answered the latest call, between two steps."""
         return self.is_serving and not self.is_silent and self.step_age_s == 0
 
     @property
     def step_age_s(self) -> float:
-        """How long its current step has run; 0 between steps."""
+        """How long the current step has run; 0 between steps."""
         return self._last.step_age_s if self._last is not None else 0.0
 
     @property
     def longest_step_s(self) -> float:
-        """How long its current step may take. The leader predicts it: a long prompt is slow on a CPU."""
+        """How long the current step may take. The leader predicts it: a long prompt is slow on a CPU."""
         allowance_s = self._last.allowance_s if self._last is not None else 0.0
         return max(allowance_s, self._step_timeout_s)
 
@@ -90,7 +90,7 @@ class ShardHealth:
         return self.step_age_s > self.longest_step_s
 
     def describe_longest_step(self) -> str:
-        """The limit of its current step, for a failure text."""
+        """The limit of the current step, for a failure text."""
         if self.longest_step_s == self._step_timeout_s:
             return f"--step-timeout {self._step_timeout_s:g}"
         return f"the {self.longest_step_s:.0f} s allowed for this step"

@@ -21,7 +21,7 @@ from tgis_server.words.url_credentials import split_credentials
 
 logger = logging.getLogger(__name__)
 
-LAST_SPANS_S = 2.0  # to send the remaining spans when the server shuts down
+LAST_SPANS_S = 2.0  # time to send the remaining spans when the server shuts down
 
 
 class Tracing:

@@ -30,7 +30,7 @@ STOP_SEQUENCES_TEXT = (
     f"can specify at most {NUM_STOP_SEQUENCES.high} non-empty stop sequences, "
     f"each not more than {STOP_SEQUENCE_BYTES.high} UTF8 bytes"
 )
-# Names of fields that are not named after their kind of grammar, by door.
+# By door: the fields whose names differ from their kind of grammar.
 GRAMMAR_FIELDS = {"grpc": {"json": "format", "lark": "grammar"}}
 
 

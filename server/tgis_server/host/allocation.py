@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Texts of torch, C++ and oneDNN. "primitive descriptor" is what oneDNN says of operations that it does not support.
+# Error texts of torch, C++ and oneDNN. "primitive descriptor" is how oneDNN reports operations it does not support.
 ALLOCATION_FAILED = (
     r"not enough memory|can't allocate memory|std::bad_alloc|could not create a (?:primitive|memory)(?! desc)"
 )

@@ -9,7 +9,7 @@ This module runs before anything else in a process, so it imports only built-in 
 
 import os
 import sys
-from _collections_abc import Mapping  # collections.abc is a file
+from _collections_abc import Mapping  # collections.abc would be read from a file
 
 SCRIPTS = ("tgis", "grpc_healthcheck", "text-generation-launcher", "text-generation-server")
 
@@ -44,7 +44,7 @@ def means_current_directory(place: str) -> bool:
 def get_current_directory() -> str:
     try:
         return os.getcwd()
-    except OSError:  # it was removed: nothing can be imported from it
+    except OSError:  # the directory was removed: nothing can be imported from it
         return ""
 
 
@@ -53,7 +53,7 @@ def leave_current_directory() -> None:
 
     If another program imports this package as a library, that program's path is left alone.
     """
-    is_module = sys.argv[:1] == ["-m"]  # while the interpreter looks for the module to run
+    is_module = sys.argv[:1] == ["-m"]  # true while the interpreter looks for the module to run
     if not is_module and os.path.basename(sys.argv[0] if sys.argv else "") not in SCRIPTS:
         return
     unwanted = {"", os.curdir}

@@ -1,4 +1,4 @@
-"""Listening on a port, and explaining why that fails. The launcher only tries it; the front-end serves."""
+"""Listening on a port, and explaining why that fails. The launcher only tries to listen; the front-end serves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which gRPC calls must bypass a proxy.
 
-gRPC itself sends every call through the proxy unless its variables exempt the host, even calls to this machine. It
+gRPC itself sends every call, even one to this machine, through the proxy unless its variables exempt the host. It
 reads only variables with lower-case names.
 """
 
@@ -19,7 +19,7 @@ def goes_direct(target: str, environ: Mapping[str, str]) -> bool:
     """Whether a call must bypass the proxy, because it goes to this machine or to a host that a variable exempts.
 
     Args:
-        target: of a gRPC channel: ``HOST:PORT``, with or without a scheme, or a Unix socket.
+        target: a gRPC channel's target: ``HOST:PORT``, with or without a scheme, or a Unix socket.
     """
     host = host_of(target)
     if not host or is_loopback(host):
@@ -62,7 +62,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_exempt(host: str, entry: str) -> bool:
-    """Whether an entry of NO_PROXY covers a host: ``*``, its name or a suffix of it, or a network."""
+    """Whether an entry of NO_PROXY covers a host: ``*``, the host's name or a suffix of it, or its network."""
     if "/" in entry:
         with contextlib.suppress(ValueError):  # the host is not an address, or the entry is not a network
             return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)

@@ -1,4 +1,4 @@
-"""Opening files that someone else provides, such as a model's or a certificate: only regular files.
+"""Opening files that someone else provides, such as a model's weights or a certificate, if they are regular files.
 
 A named pipe would block its reader forever, and a device may do anything.
 """

@@ -50,7 +50,7 @@ def join_headers(
     """The tensors of all files. If copies in several files differ, the index names the one to use.
 
     Args:
-        headers: of each file.
+        headers: the header of each file.
         weight_map: the file of each tensor, from the index; empty without an index.
         tell: called with a warning about copies that differ from the one used.
 

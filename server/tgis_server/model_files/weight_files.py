@@ -24,12 +24,12 @@ from tgis_server import failures
 from tgis_server.errors import ModelError
 from tgis_server.model_files.json_file import parse_json, read_json
 
-OF_TRAINING = ("arguments", "args", "training")  # in names of files that are not weights and may contain code
+OF_TRAINING = ("arguments", "args", "training")  # found in names of files that are not weights and may contain code
 NO_WEIGHTS = (*OF_TRAINING, "optimizer", "scheduler", "index")
 HIDDEN = (".",)  # prefix of incomplete files, and of metadata files of other systems
 ADAPTER = ("adapter_",)  # prefix of adapters to another model
 CONSOLIDATED = "consolidated"  # prefix of copies with other tensor names
-# In names of copies with other dtypes, such as model.fp16.safetensors. One of them is enough.
+# Any of these in a name marks a copy with another dtype, such as model.fp16.safetensors.
 VARIANTS = ("bf16", "bfloat16", "fp16", "float16", "fp32", "float32", "fp8", "int8", "8bit", "int4", "4bit", "ema")
 NUMBERED = re.compile(r"(?P<before>.*?)(?<!\d)(?P<number>[0-9]{1,6})-of-(?P<total>[0-9]{1,6})(?!\d)(?P<after>.*)")
 FOREIGN = (".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".ckpt")  # formats that are not read
@@ -65,7 +65,7 @@ def choose_weights(names: Iterable[str], form: WeightFormat, read_index: ReadInd
     """The weights in one format.
 
     Args:
-        names: of all files; those in folders are ignored.
+        names: the names of all files; those in folders are ignored.
         read_index: returns the file names in an index. Called only if the index is used.
     """
     present = {name for name in names if "/" not in name}

@@ -8,7 +8,7 @@ from tgis_server.options.table import ServeConfig
 
 
 def find_conflicts(config: ServeConfig) -> Iterator[str]:
-    """The violated rules that span several options, as sentences."""
+    """Each violated rule that involves several options, as a sentence."""
     if config.dtype and config.dtype_str and config.dtype != config.dtype_str:
         yield "dtype and dtype_str args both provided with different values"
     if config.num_gpus and config.num_shard and config.num_gpus != config.num_shard:

@@ -1,4 +1,4 @@
-"""Failures on demand: ``--fault PROCESS:KIND@MOMENT`` makes a process fail as machines and libraries do.
+"""Failures on demand: ``--fault PROCESS:KIND@MOMENT`` makes a process fail the way machines and libraries do.
 
 Code calls ``reach`` at each moment, and the fault strikes at the one it names. For tests and rehearsals only: a
 real engine also needs ``--allow-faults``.

@@ -20,7 +20,7 @@ from tgis_server.options.table import ServeConfig, options
 from tgis_server.options.values import parse_value
 from tgis_server.words.close_words import did_you_mean
 
-MAX_FILE_BYTES = 1 << 20  # of a config file; one with all options is fifty times smaller
+MAX_FILE_BYTES = 1 << 20  # a config file with all options is fifty times smaller
 
 
 class Argument(str):

@@ -22,7 +22,7 @@ class Adapters:
     """Owned by the scheduler."""
 
     def __init__(self, num_places: int) -> None:
-        self._to_stage: dict[bytes, Adapter] = {}  # needed, not requested yet; by digest, like the next ones
+        self._to_stage: dict[bytes, Adapter] = {}  # needed, not requested yet; by digest, like the next three
         self._held: dict[bytes, list[Sequence]] = {}  # sequences waiting for a needed or requested adapter
         self._staged: set[bytes] = set()
         self._place_of: dict[bytes, int] = {}

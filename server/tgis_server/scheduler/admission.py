@@ -1,7 +1,7 @@
 """Fills a step with prefill rows after its decode rows: chunks of prompts in progress, and new sequences.
 
-While there are other sequences, none gets more than half of a step. The oldest of the long prompts comes first; then,
-in order of arrival, prompts that this step can finish and new sequences; then the other long prompts, shortest
+While there are other sequences, no sequence gets more than half of a step. The oldest of the long prompts comes first;
+then, in order of arrival, prompts that this step can finish and new sequences; then the other long prompts, shortest
 remainder first. So no prompt waits for a longer one, and every prompt makes progress.
 
 Some tokens cannot be split: those of an encoder, and whole prompts if the engine computes them in one step. If there
@@ -23,7 +23,7 @@ from tgis_server.scheduler.slots import Slots
 from tgis_server.scheduler.steps import Draft
 from tgis_server.scheduler.waiting import WaitingQueue
 
-STEPS_PER_PROBE = 8  # one in so many steps keeps to the target however long reading keys takes
+STEPS_PER_PROBE = 8  # one step in this many keeps to the target, however long reading keys takes
 
 
 class Admission:
@@ -98,10 +98,10 @@ class Admission:
             self._add_chunk(draft, sequence, num_tokens)
 
     def _take_whole(self, draft: Draft, budget: PrefillBudget, offer: Offer, remaining: int) -> int:
-        """Tokens of the first row if the encoder or whole prompt must be computed at once; 0 if not in this step."""
+        """Tokens of the first row if the encoder or whole prompt must be computed at once; 0 if this step cannot."""
         num_tokens = remaining
         if self._limits.chunked_prefill and offer.num_to_encode + remaining > budget.tokens:
-            num_tokens = 1  # a step for its encoder, with as few other tokens as possible
+            num_tokens = 1  # the step is for the encoder, with as few other tokens as possible
         at_once = offer.num_to_encode + num_tokens
         if budget.take_whole(offer.num_cached_tokens, at_once):
             return num_tokens

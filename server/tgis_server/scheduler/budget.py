@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MAX_TARGET_USE = 0.9  # share of the target; the rest is a margin for errors of the prediction
-MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds; prefill gets it even if decode rows alone come near the target
+MIN_PREFILL_SHARE = 0.25  # of the decode rows' seconds; left to prefill even if decode rows alone come near the target
 ALLOWANCE_FACTOR = 10.0  # on a busy machine a step can take several times its usual time
 
 MAX_SURPRISE = 3.0  # times that differ from the prediction by more than this factor count less
 RECENT = 0.9  # decay of a step's weight with each later step of its kind: about the last ten count
-# How strongly each factor keeps its previous value. Attention's factors keep theirs more strongly: they matter only
-# with many keys, and then show at once.
+# How strongly each factor keeps its previous value. Attention's factors keep theirs more strongly: they matter only in
+# steps with many keys, and a few such steps are enough to learn them.
 INERTIA = (1e-3, 1e-3, 1e-2, 1e-1)
 
 
@@ -63,7 +63,7 @@ class _Recent:
 
 
 class StepTimes:
-    """Seconds of a step: ``fixed + a * tokens + b * tokens * keys + c * keys``, none of them negative.
+    """Seconds of a step: ``fixed + a * tokens + b * tokens * keys + c * keys``, with no negative factor.
 
     Steps with and without chunks are recorded separately, so that a long period of decoding does not erase the cost of
     a prompt's tokens.
@@ -155,7 +155,7 @@ class PrefillBudget:
         num_decode_tokens: tokens of the step's decode rows.
         max_share: most tokens for one sequence.
         max_share_s: most seconds for one sequence.
-        may_exceed: see :meth:`take`. Not set in every step, as the fit needs chunks of different sizes.
+        may_exceed: see :meth:`take`; false in some steps, because the fit needs chunks of different sizes.
     """
 
     times: StepTimes
@@ -198,7 +198,7 @@ class PrefillBudget:
         """Take tokens for the next chunk of a sequence: all that remain, or a power of two; 0 if the budget is spent.
 
         The first chunk of a step has at least one token, so that prompts always make progress. With ``may_exceed`` it
-        may take twice the time of reading its keys, as smaller chunks would spend most of their time on that.
+        may take twice the time of reading its keys, because smaller chunks would spend most of their time on that.
         """
         most = min(remaining, self.tokens, self.max_share)
         if most <= 0:

@@ -1,8 +1,8 @@
 """Shares encoder outputs between sequences.
 
 The keys and values that a decoder reads from its encoder's output ("cross blocks") are written once, by the step that
-runs the encoder. Once that step is committed, sequences with an equal ``encoder_root`` share them; until then,
-these wait.
+runs the encoder. Once that step is committed, sequences with an equal ``encoder_root`` share the cross
+blocks; until then, such sequences wait.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Encodings:
                 self._pool.publish(block, key)
 
     def release(self, sequence: Sequence) -> None:
-        """Note that a sequence loses its slot: if its encoding is not committed, another one may encode the input."""
+        """Note that a sequence loses its slot: if its encoding is not committed, another may encode the input."""
         self._end(sequence)
 
     def _end(self, sequence: Sequence) -> bool:

@@ -19,7 +19,7 @@ class SchedulerLimits:
     prefix_cache: bool = True
     target_s: float = math.inf  # most seconds that a step should take: the time between two tokens of an answer
     rope_border: int | None = None  # sequences with more tokens use other factors (LongRoPE)
-    max_padded_tokens: int | None = None  # rows times tokens of the longest one; None if memory is blocks
+    max_padded_tokens: int | None = None  # rows times tokens of the longest row; None if memory is blocks
     chunked_prefill: bool = True  # False: prompts are computed whole
     mixed_steps: bool = True  # False: a step has either prefill or decode rows
     max_adapters: int = 0  # places for adapters

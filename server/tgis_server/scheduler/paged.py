@@ -45,7 +45,7 @@ class PagedMemory:
         cached = self._find_cached(sequence)
         num_new = self.pool.blocks_for(sequence.num_known) - len(cached)
         num_new_cross = self.pool.blocks_for(num_to_encode)
-        # Without a block in reserve for each growing sequence, a new one would be preempted in the next step.
+        # Without a block in reserve for each growing sequence, a new sequence would be preempted in the next step.
         if num_new + num_new_cross + len(self._growing) > self.pool.num_obtainable([*cached, *cross]):
             return None
         return Offer(len(cached) * self.pool.block_size, num_to_encode, cached, num_new, cross, num_new_cross)

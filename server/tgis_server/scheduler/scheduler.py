@@ -3,7 +3,7 @@
 A plan has decode rows first (a running answer never waits for a prompt), then as much prefill as the budget allows
 (``admission.py``). If a step cannot have both, or prefill needs a step without decode rows, the two take turns.
 
-A new sequence gets the memory for its whole prompt at once; only decode rows request more later. If there is none left,
+A new sequence gets the memory for its whole prompt at once; only decode rows request more later. If no memory is left,
 the youngest sequence loses its slot and is recomputed when there is memory again.
 
 Steps may be in flight: ``plan`` can be called before the ``commit`` of the previous plan. Tokens of sequences that have
@@ -184,7 +184,7 @@ class Scheduler:
     def _plan_decode(self, draft: Draft, sequence: Sequence) -> None:
         """Add one token of a running sequence, preempting others if it needs memory."""
         if sequence.state is not State.RUNNING or sequence.num_known >= sequence.max_tokens:
-            return  # just preempted by an older one, or its last token is in flight
+            return  # just preempted by an older sequence, or its last token is in flight
         if not sequence.is_rope_long and sequence.exceeds(self.limits.rope_border):
             if not sequence.num_in_flight:  # otherwise it waits a step: its newest token is not known yet
                 self._preempt(sequence)
@@ -239,7 +239,7 @@ class Scheduler:
     def _expire(self, now: float) -> None:
         """End sequences whose deadline passed while they waited for an adapter, a slot or their next chunk.
 
-        Called after a step, so that on an idle server a request whose prompt takes one step gets a token.
+        Called after a step, so that on an idle server a request whose prompt takes one step always gets a token.
         """
         for sequence in self._deadlines.pop(now, self._sequences):
             if sequence.state not in (State.RUNNING, State.FINISHED):  # running ones end with their next token

@@ -30,7 +30,7 @@ class Sequence:
 
     submit: Submit
     arrival: int  # position in the order of arrival; never changes
-    token_ids: TokenIds  # shared with the request until the sequence gets a slot, as thousands may wait
+    token_ids: TokenIds  # shared with the request until the sequence gets a slot: thousands may wait
     max_tokens: int  # prompt and longest output
     root_key: bytes
     encoder_root: bytes
@@ -66,11 +66,11 @@ class Sequence:
         )
 
     def exceeds(self, rope_border: int | None) -> bool:
-        """Whether it needs LongRoPE's long factors: it has more tokens than the model's original length."""
+        """Whether the sequence is longer than the model's original length, and so needs LongRoPE's long factors."""
         return rope_border is not None and self.num_known > rope_border
 
     def choose_rope(self, rope_border: int | None) -> None:
-        """Called before it gets a slot, as other factors mean other keys and values, and so other cached blocks."""
+        """Called before the sequence gets a slot: other factors mean other keys and values, so other cached blocks."""
         if self.is_rope_long != self.exceeds(rope_border):
             self.is_rope_long = not self.is_rope_long
             self.root_key = cache_root(self.submit, is_rope_long=self.is_rope_long)
@@ -90,7 +90,7 @@ class Sequence:
             self.token_ids = self.submit.prompt_ids[:]
 
     def to_new(self, *, encodes: bool) -> NewSequence:
-        """How it appears in a plan."""
+        """The sequence as it appears in a plan."""
         submit = self.submit
         return NewSequence(
             slot=self.slot,

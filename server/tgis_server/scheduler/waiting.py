@@ -1,9 +1,9 @@
 """The queue of sequences without a slot, in order of arrival, and how far they may overtake each other.
 
 A sequence that waits for KV blocks, or for its turn among long prompts, may be overtaken by later, smaller ones at most
-``MAX_OVERTAKEN`` times. After that, none passes it: running sequences end, their blocks are freed, and it starts. So no
-sequence starves, and small requests do not wait needlessly behind a large one. A preempted sequence is never overtaken:
-the memory that it released is for sequences before it and for itself.
+``MAX_OVERTAKEN`` times. After that, nothing passes it: running sequences end, their blocks are freed, and it starts. So
+no sequence starves, and small requests do not wait needlessly behind a large one. A preempted sequence is never
+overtaken: the memory that it released is for sequences before it and for itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The leader's step loop: plan, publish to the followers, run the device, publish the results.
 
 If the engine can plan ahead, a step is launched before the previous one is collected. A step with guided rows is
-finished only once the previous one is collected, because its masks depend on that step's tokens; they are computed
-while the step runs.
+finished only once the previous one is collected, because its masks depend on the previous step's tokens; the masks are
+computed while the step runs.
 """
 
 from __future__ import annotations

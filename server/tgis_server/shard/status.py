@@ -45,7 +45,7 @@ class ShardStatus:
         self.state = pb.HealthReply.SERVING
 
     def begin_step(self, started_at: float, allowance_s: float) -> None:
-        """Note a step's start. Until it is set, readers see the larger of this step's and the last step's allowance."""
+        """Note a step's start. Until the start is set, readers see the larger of the last and the new allowance."""
         self.allowance_s = max(self.allowance_s, allowance_s)
         self.step_started_at = started_at
         self.allowance_s = allowance_s

@@ -44,7 +44,7 @@ class ControlPublisher:
         """Block until every follower has connected.
 
         Raises:
-            PeerLost: one did not connect within ``timeout_s``.
+            PeerLost: a follower did not connect within ``timeout_s``.
         """
         self._followers.wait(timeout_s)
 

@@ -91,7 +91,7 @@ class Followers:
         """Block until every follower has connected.
 
         Raises:
-            PeerLost: one did not connect within ``timeout_s``; the launcher finds out why.
+            PeerLost: a follower did not connect within ``timeout_s``; the launcher finds out why.
         """
         deadline = time.monotonic() + timeout_s
         while self._socket and len(self.peers) < self._num_peers:
@@ -106,7 +106,7 @@ class Followers:
         """Send a message to every follower.
 
         Raises:
-            PeerLost: one is gone, or has read nothing for ``timeout_s``.
+            PeerLost: a follower is gone, or has read nothing for ``timeout_s``.
         """
         for peer in self.peers:
             try:

@@ -24,7 +24,7 @@ def reconnect_options(first_ms: int, longest_ms: int) -> tuple[Option, ...]:
 
 
 def proxy_options(target: str) -> tuple[Option, ...]:
-    """Options that keep a channel from using a proxy. Empty if it may use one: gRPC's variables decide."""
+    """Options that keep a channel from using a proxy. Empty if gRPC's variables may decide."""
     return (("grpc.enable_http_proxy", 0),) if goes_direct(target, os.environ) else ()
 
 

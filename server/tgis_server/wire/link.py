@@ -70,7 +70,7 @@ class EngineLink(Protocol):
         """Connect, then yield the result of each step.
 
         Raises:
-            PeerLost: the connection ended, for whatever reason. The iterator never just stops.
+            PeerLost: the connection ended, for whatever reason; the iterator never ends in any other way.
         """
         ...
 

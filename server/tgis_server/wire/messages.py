@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeAlias
 
-TokenIds: TypeAlias = "array[int]"  # of type code "I": four bytes per id
+TokenIds: TypeAlias = "array[int]"  # an array of type code "I": four bytes per id
 
 
 def pack_ids(ids: Iterable[int] = ()) -> TokenIds:
@@ -95,7 +95,7 @@ class Adapter:
 
     id: str  # as clients name it
     kind: str  # one of the engine's ``Engine.adapters``
-    digest: bytes  # of its content; caching and staging use it as the key, never the id
+    digest: bytes  # of the content; caching and staging use this as the key, never the id
     path: str = ""  # where every rank reads it
 
 
@@ -148,7 +148,7 @@ class NewSequence:
 
     slot: int
     token_ids: TokenIds  # the prompt; after a preemption, the generated tokens too
-    prompt_length: int  # the border between the two never moves
+    prompt_length: int  # the border between prompt and output never moves
     num_cached_tokens: int  # already computed: a prefix-cache hit
     sampling: SamplingParams
     wanted: Wanted

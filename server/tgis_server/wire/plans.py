@@ -35,7 +35,7 @@ class PlanPublisher:
         """Block until every follower has connected.
 
         Raises:
-            PeerLost: one did not connect within ``timeout_s``; the launcher finds out why.
+            PeerLost: a follower did not connect within ``timeout_s``; the launcher finds out why.
         """
         self._followers.wait(timeout_s)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  each with the address that reaches it from here
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  each with the address that reaches it on this machine
 
 
 def bracket(host: str) -> str:

@@ -1,4 +1,4 @@
-"""Which known words may have been meant by a misspelt one: the close ones, and none rather than a wild guess."""
+"""Which known words a misspelt word may have meant: only close ones, and none rather than a wild guess."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Text in a terminal's columns: lines that break between words, and rows of aligned cells.
 
 The width is an argument, and ``None`` leaves every line whole, as in files and pipes.
-Control characters in a text, such as in a model's name, are made visible here, so that no caller can forget to.
+Control characters in a text, such as a model's name, are made visible here, so that no caller can forget to.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from tgis_server.words.control_characters import escape_controls
 
 GAP = 2  # blanks between two cells of a row
-STACKED_INDENT = 4  # of the cells below the first, where the columns are too narrow to stand side by side
+STACKED_INDENT = 4  # blanks before cells stacked below the first, where columns are too narrow to stand side by side
 MIN_LAST = 24  # columns for the last cell of a row, unless it is shorter
-MIN_ROOM = 8  # columns for a text beside what its lines start with, even if the terminal is narrower
-# A cell that is wider than this part of a line, such as a long path, does not widen its column: the first, the others.
+MIN_ROOM = 8  # columns for a text after the start of its lines, even if the terminal is narrower
+# A cell wider than a half (in the first column) or a fifth of a line, such as a long path, does not widen its column.
 MAX_SHARES = (2, 5)
-BREAK_AFTER = "/,;=:&?"  # in a word that is longer than a line
+BREAK_AFTER = "/,;=:&?"  # where a word longer than a line may be broken
 
 
 def wrap(text: str, width: int | None, *, first: str = "", rest: str | None = None) -> list[str]:
@@ -79,7 +79,7 @@ def lay_out(rows: Iterable[Sequence[str]], width: int | None = None, *, indent: 
     the last column would be too narrow, all cells are stacked.
 
     Args:
-        rows: of the same number of cells.
+        rows: all with the same number of cells.
     """
     rows = [[escape_controls(cell) for cell in row] for row in rows]
     starts = find_starts(rows, width, indent) if rows else []

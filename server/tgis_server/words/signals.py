@@ -6,7 +6,7 @@ import signal
 
 
 def signal_name(number: int) -> str:
-    """``SIGKILL``; ``signal 40``, a real-time signal, of which most have no name."""
+    """``SIGKILL``, or ``signal 40`` for a real-time signal, most of which have no name."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -27,11 +27,11 @@ FROM_DEVICE = -1  # placeholder for an input id that only the device knows
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """Consecutive positions of one row whose next prompt token needs details."""
+    """Consecutive positions of one row; the prompt token after each of them needs details."""
 
     row: int  # of the plan
     first_token: int  # index into the step's tokens
-    following_ids: TokenIds  # the next token of each position
+    following_ids: TokenIds  # for each position, the token after it
     wanted: Wanted
 
 

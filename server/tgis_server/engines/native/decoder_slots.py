@@ -30,7 +30,7 @@ class SlotState:
 class DecoderSlots:
     """The state of all running sequences, kept from step to step.
 
-    A plan changes only some elements of the tensors: the host's work for a step does not grow with the rows' lengths.
+    A plan changes only some elements of the tensors, so the host's work does not grow with the rows' lengths.
     """
 
     def __init__(self, num_slots: int, max_blocks: int, staging: Staging, rope_border: int | None = None) -> None:
@@ -92,7 +92,7 @@ class DecoderSlots:
         return positions + self._rope_starts.index_select(0, token_slots)
 
     def advance(self, plan: StepPlan, slots: Tensor, num_tokens: Tensor) -> None:
-        """Count the plan's tokens as computed. ``slots`` and ``num_tokens`` are its rows, in any order."""
+        """Count the plan's tokens as computed. ``slots`` and ``num_tokens`` list its rows in any order."""
         for state, count in zip(self.states(plan.slots), plan.num_tokens, strict=True):
             state.num_computed += count
         self.lengths.index_add_(0, slots, num_tokens)

@@ -35,7 +35,7 @@ class EncoderSlots:
         self._num_tokens = np.zeros(num_slots, dtype=np.int64)
         self._tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)
         self._lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
-        self._no_keys = torch.zeros_like(self._lengths)  # number of keys written before an encoding
+        self._no_keys = torch.zeros_like(self._lengths)  # no keys are written before the encoder runs
 
     def apply(self, plan: StepPlan) -> None:
         """Apply the plan's ``free`` and ``new``."""

@@ -116,7 +116,7 @@ def _free_bytes(run: Run) -> int:
 
 
 def _return_freed_memory() -> None:
-    """Give the kernel the memory that packing freed: the C library would keep a seventh of float32 weights' size."""
+    """Give the kernel the memory that packing freed: of float32 weights, the C library would keep a seventh."""
     with suppress(OSError, AttributeError):  # not the GNU C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -20,8 +20,8 @@ from tgis_server.run import Run
 from tgis_server.words.sizes import format_bytes, format_bytes_for_option
 
 GIB = 1 << 30
-CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, but at most ...
-CPU_KV_SHARE = 0.25  # ... this share of free memory
+CPU_KV_BYTES = 4 * GIB  # default pool on a CPU, unless the next limit is lower
+CPU_KV_SHARE = 0.25  # most of the free memory that the default pool takes
 CPU_USABLE_SHARE = 0.9  # the rest is for the process itself and other processes
 SHORTEST_SEQUENCE = 2  # one prompt token and one output token
 
@@ -49,8 +49,8 @@ class MemoryRequest:
     block_bytes: int  # keys and values of one block, all layers
     block_size: int
     max_sequence_length: int
-    is_explicit: bool  # if so, the length must fit; otherwise it may be lowered
-    kv_cache_memory: int | None = None  # bytes, if set by the option
+    is_explicit: bool  # True: the length must fit; False: it may be lowered
+    kv_cache_memory: int | None = None  # in bytes, if the option is set
     max_batch_size: int = 1
     margin_percent: int = 0  # share of free GPU memory that is left unused
 
@@ -142,7 +142,7 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
     """Decide how much of the memory left by weights and a step is for keys and values.
 
     Raises:
-        NotEnoughDevices: one sequence does not fit, or as :func:`check_kv_cache_memory`.
+        NotEnoughDevices: one sequence does not fit, or as in :func:`check_kv_cache_memory`.
     """
     check_kv_cache_memory(request)
     blocks_per_sequence = -(-request.max_sequence_length // request.block_size)
@@ -181,7 +181,7 @@ def decide_kv_budget(request: MemoryRequest, free_bytes: int) -> KvBudget:
 
 
 def check_kv_cache_memory(request: MemoryRequest) -> None:
-    """Check that --kv-cache-memory holds a sequence: the longest if its length was set, else the shortest there is.
+    """Check that --kv-cache-memory holds a sequence: the longest if its length was set, else the shortest possible.
 
     Raises:
         NotEnoughDevices: it does not.
@@ -211,7 +211,7 @@ def check_fits(request: MemoryRequest, free_bytes: int, weight_bytes: int, step_
     """Before weights are read, check that they, a step and one sequence fit on this rank.
 
     Raises:
-        NotEnoughDevices: they do not fit, or as :func:`check_kv_cache_memory`.
+        NotEnoughDevices: they do not fit, or as in :func:`check_kv_cache_memory`.
     """
     check_kv_cache_memory(request)
     kv_bytes = sequence_bytes(request, shortest_length(request))

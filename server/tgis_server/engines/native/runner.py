@@ -2,7 +2,7 @@
 
 ``launch`` turns a plan into tensors and runs the decoder, ``finish`` samples, and ``collect`` waits and turns results
 into messages. On CUDA the first two never wait for the device: input ids of decode rows, seen tokens and sampled ids
-stay on it.
+stay there.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class NativeStep:
     """A launched step."""
 
     plan: StepPlan
-    forward_s: float = 0.0  # time that both halves took on the host
+    forward_s: float = 0.0  # host time of ``launch`` and ``finish`` together
     batch: Batch | None = None  # until the step is finished
     logits: Tensor | None = None  # of the rows that sample, on rank 0, until the step is finished
     sample_rows: list[int] = field(default_factory=list)
@@ -257,8 +257,8 @@ class NativeRunner:
 def are_finite(values: Tensor) -> Tensor:
     """(rows, n) -> (rows,) bool: whether all values of a row are finite.
 
-    The sum of a row shows this while the values are read only once. A sum of finite values can overflow too, but 1e34
-    is not a plausible logit.
+    Summing a row shows this in one pass over its values. A sum of finite values can overflow too, but only if they are
+    near 1e34, which is not a plausible logit.
     """
     return values.sum(-1, dtype=torch.float32).isfinite()
 

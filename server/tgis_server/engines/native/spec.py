@@ -107,7 +107,7 @@ class DecoderSpec:
     is_head_tied: bool = False  # the output head is the embedding
     # Scales and limits
     embedding_scale: float = 1.0
-    is_embedding_scale_rounded: bool = False  # to the weights' dtype, as in Gemma: up to 0.4 % off in bfloat16
+    is_embedding_scale_rounded: bool = False  # to the weights' dtype, as in Gemma; up to 0.4 % off in bfloat16
     residual_scale: float = 1.0  # multiplies the outputs of attention and MLP
     attention_scale: float = 0.0  # multiplies query-key products
     attention_cap: float = 0.0  # c: scores become c * tanh(score / c), before masks and biases; 0 = off
@@ -116,7 +116,7 @@ class DecoderSpec:
     # Attention
     windows: tuple[int | None, ...] = ()  # per layer: tokens that a query sees, itself included; None = all
     # The files
-    dtype: str | None = None  # as the config states it, if it does
+    dtype: str | None = None  # as stated in the config, if at all
     warnings: tuple[str, ...] = ()  # from reading the files
 
     @property

@@ -31,7 +31,7 @@ from tgis_server.engines.sampling.staging import Staging
 from tgis_server.engines.sampling.uniform import uniform
 from tgis_server.wire.messages import SamplingParams, TokenIds, Wanted
 
-MAX_GROWTH = 1e30  # of a length penalty: far beyond any logit, yet finite in float32
+MAX_GROWTH = 1e30  # limit of a length penalty: far beyond any logit, yet finite in float32
 MAX_END_SETS = 64  # sets kept on the device; requests rarely choose their own end tokens
 
 

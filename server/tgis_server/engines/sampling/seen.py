@@ -11,7 +11,7 @@ from tgis_server.wire.messages import TokenIds
 
 
 class SeenTokens:
-    """One row of flags per slot that uses the penalty. Allocates nothing until a slot does."""
+    """One row of flags per slot that uses the penalty. Nothing is allocated until a slot uses it."""
 
     def __init__(self, vocab_size: int, staging: Staging) -> None:
         self._vocab_size = vocab_size

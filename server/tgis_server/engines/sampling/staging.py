@@ -29,7 +29,7 @@ class Staging:
         return pinned.to(self.device, non_blocking=True)
 
     def put_all(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        """Put several int64 arrays on the device with one copy. The tensors keep the shapes and share memory."""
+        """Put several int64 arrays on the device with one copy. The tensors keep their shapes and share memory."""
         flat = self.put(np.concatenate([array.ravel() for array in arrays]), torch.int64)
         parts = torch.split(flat, [array.size for array in arrays])
         return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

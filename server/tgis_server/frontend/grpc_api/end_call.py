@@ -1,4 +1,4 @@
-"""Limits the time of writes to the client of a gRPC call, and ends calls from the server's side."""
+"""Limits how long writes to the client of a gRPC call take, and ends calls from the server's side."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def parse_grammar(decoding: pb.DecodingParameters) -> Grammar | None:
     match decoding.WhichOneof("guided"):
         case "format":  # TEXT constrains nothing
             return None if decoding.format == pb.DecodingParameters.TEXT else Grammar("json", "")
-        case "choice":  # not read, as no engine supports them and there may be millions
+        case "choice":  # not read: no engine supports them, and there may be millions
             return Grammar("choice", "")
         case "grammar":
             return Grammar("lark", decoding.grammar)

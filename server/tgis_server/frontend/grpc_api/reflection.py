@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 class PoolWithMethods:
     """The default descriptor pool, which also finds the file of a method.
 
-    The pool of protobuf's C implementation finds messages, enums and services by name, but no methods, and `grpcurl
+    The pool of protobuf's C implementation finds messages, enums and services by name, but not methods, and `grpcurl
     describe fmaas.GenerationService.Generate` asks for one.
     """
 

@@ -1,7 +1,7 @@
-"""Decodes the bytes of requests, and refuses those that are too large or invalid with the contract's statuses.
+"""Decodes the bytes of requests; those that are too large or invalid are refused with the contract's statuses.
 
 The gRPC library could decode requests, but it would end calls with RESOURCE_EXHAUSTED and UNKNOWN instead of the
-contract's OUT_OF_RANGE and INTERNAL. So it only passes bytes on, and its own size limit is above the configured one.
+contract's OUT_OF_RANGE and INTERNAL. So the library only passes bytes on, with a size limit above the configured one.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
-CLOSE_GRACE_S = 0.2  # from the end of the calls to the end of their connections
-SPARE_STREAMS = 200  # per connection: for probes, and to refuse calls that get no permits with a status
+CLOSE_GRACE_S = 0.2  # time from the end of the calls to the end of their connections
+SPARE_STREAMS = 200  # per connection: for probes, and for calls without permits, which are refused with a status
 MIN_STREAMS = 1000
 
 SERVER_OPTIONS = (
@@ -95,7 +95,7 @@ class PublicServer:
         )
         self.accounts = Accounts()  # account for received bytes
         self.port_watch = PortWatch(
-            max_connections * 9 // 10,  # closes those silent longest before the library would refuse new ones
+            max_connections * 9 // 10,  # the longest silent are closed before the library would refuse new ones
             config.send_timeout,
             library_limit_bytes(max_bytes),
             2 * num_streams(config.max_concurrent_requests),
@@ -125,7 +125,7 @@ class PublicServer:
             else:
                 port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            listen(config.host, config.grpc_port, "--grpc-port").close()  # the library does not say why: this does
+            listen(config.host, config.grpc_port, "--grpc-port").close()  # unlike gRPC, this says why
             reason = "gRPC gives no reason"
             raise failures.CANNOT_LISTEN.error(port=config.grpc_port, flag="--grpc-port", reason=reason) from error
         await self._server.start()
@@ -142,8 +142,8 @@ class PublicServer:
 
 
 def should_log(record: logging.LogRecord) -> bool:
-    """Drop what any client can cause in large numbers: by leaving before the answer or with metadata that is not text.
+    """Drop records that any client can cause in large numbers, each with a traceback from the library.
 
-    The library logs a traceback each time.
+    Clients cause them by leaving before the answer or sending metadata that is not text.
     """
     return not (record.exc_info and isinstance(record.exc_info[1], (grpc.aio.InternalError, UnicodeDecodeError)))

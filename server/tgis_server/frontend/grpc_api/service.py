@@ -1,4 +1,4 @@
-"""``fmaas.GenerationService``: turns RPCs into calls and errors into statuses. ``generation.py`` has the rest."""
+"""``fmaas.GenerationService``: turns RPCs into calls and errors into statuses. ``generation.py`` does the rest."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class GenerationServicer(GenerationServiceServicer):
 
     @asynccontextmanager
     async def _answering(self, context: ServicerContext, call: Call | None = None) -> AsyncIterator[GenerationService]:
-        """Count a call as in flight, refuse it if the server accepts none, and turn its error into its status.
+        """Count a call as in flight, refuse it if the server accepts no calls, and turn its error into its status.
 
         Generation calls (those with a ``call``) are also logged and traced, and their failures are counted.
         """
@@ -183,7 +183,7 @@ class GenerationServicer(GenerationServiceServicer):
 
 
 class MissingRequest(InvalidRequest):
-    """A stream's request has no input. This does not count as a failure."""
+    """A stream's request has no input. Metrics do not count this as a failure."""
 
 
 def to_status(error: Exception, extra: dict[str, str]) -> tuple[grpc.StatusCode, str]:

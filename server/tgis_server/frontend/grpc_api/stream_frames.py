@@ -41,8 +41,9 @@ async def write_frames(write: Write, writer: Writer, call: Call, output: Output,
 class _Stream:
     """Writes the parts of an output one after the other.
 
-    No task does this: for one that waits for news, writes and waits again, asyncio would spend as much time per token
-    as all the code here takes. Instead, callbacks resume the library's coroutine when the future it awaits is done.
+    This is not done in a task: for a task that waits for news, writes and waits again, asyncio would spend as much time
+    per token as all the code here takes. Instead, callbacks resume the library's coroutine when the future that it
+    awaits is done.
     """
 
     def __init__(self, write: Write, writer: Writer, output: Output) -> None:
@@ -88,7 +89,7 @@ class _Stream:
                 self._done.set_result(None)
         except (grpc.aio.InternalError, asyncio.CancelledError):  # the write failed
             self._done.cancel()
-        except Exception as error:  # noqa: BLE001  in an event loop callback: passed on to the handler
+        except Exception as error:  # noqa: BLE001  in a callback, nothing would catch it: the handler gets it
             self._done.set_exception(error)
 
     def _begin(self) -> Coroutine[Any, Any, None] | None:
@@ -101,13 +102,13 @@ class _Stream:
 
     def _resume_after(self, future: asyncio.Future[Any] | None) -> None:
         self._waits_for = future
-        if future is None:  # it yields to other tasks
+        if future is None:  # the coroutine only yields to other tasks
             self._loop.call_soon(self._continue, context=self._context)
         else:
             future.add_done_callback(self._continue, context=self._context)
 
     def _abandon(self) -> None:
-        """The handler ends: leave a write in progress to the library."""
+        """The handler is ending: leave any write in progress to the library."""
         if self._writing:
             if self._waits_for:
                 self._waits_for.cancel()  # else asyncio would log a failure as never retrieved

@@ -1,4 +1,4 @@
-"""The answer of the Tokenize RPC, serialized in slices, as a message with millions of tokens would take gigabytes.
+"""The answer of the Tokenize RPC, serialized in slices: a message with millions of tokens would take gigabytes.
 
 Parsing concatenated protobuf messages merges them and appends to repeated fields, so a response may come in pieces.
 """

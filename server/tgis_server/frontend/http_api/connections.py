@@ -13,12 +13,12 @@ from tgis_server.frontend.metrics import Metrics
 from tgis_server.frontend.transport.patience import Patience
 
 IDLE_TIMEOUT_S = 75.0  # between requests, as in other servers; scrapers return sooner
-HEADER_TIMEOUT_S = 10.0  # for a header, from the start of the connection or, for later requests, from the first byte
-LINGER_S = 1.0  # for reading an unwanted body
+HEADER_TIMEOUT_S = 10.0  # time for a header, from the connection's start or, for later requests, from the first byte
+LINGER_S = 1.0  # time for reading an unwanted body
 
 
 class HttpConnections:
-    """All open connections. A new one always gets in: the one that has been silent longest is closed to make room.
+    """All open connections. A new connection always gets in: the longest silent one is closed to make room.
 
     Connections still in their TLS handshake are missing here; floods.py, which checks only periodically, counts them.
     """
@@ -76,7 +76,7 @@ class HttpConnection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         self._connections.note_activity(self)
-        waiter = self._waiter  # aiohttp's, for the next request; while one is being handled, data may be its body
+        waiter = self._waiter  # for the next request; data that arrives during a request may be its body
         super().data_received(data)
         if self._messages:
             self._cancel_header_timer()
@@ -95,7 +95,7 @@ class HttpConnection(web.RequestHandler):
     def force_close(self) -> None:
         """Unsent data must not keep the connection open forever."""
         transport = self.transport
-        # Asked before closing: a TLS transport that is closed twice, as after its client has left, has no buffer.
+        # Before closing: a TLS transport has no buffer after a second close, which happens if its client has left.
         is_sending = isinstance(transport, asyncio.WriteTransport) and transport.get_write_buffer_size() > 0
         super().force_close()
         if transport and is_sending:
@@ -115,12 +115,12 @@ class HttpConnection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """aiohttp calls this for every request, even an invalid one.
 
-        It handles the next request of the connection only when this has returned.
+        It handles the next request of the connection only after this method has returned.
         """
         if self._is_new:
-            # The first request never waits, as each probe opens a connection: among many new connections, a probe's
-            # cannot be told apart, and it might be closed while it waits, to make room for the next. Connecting costs
-            # more than one request anyway.
+            # The first request never waits, because each probe opens a connection: among many new connections, a
+            # probe's cannot be told apart, and it might be closed while it waits, to make room for the next.
+            # Connecting costs more than one request anyway.
             self._is_new = False
             self._bucket.tokens -= 1
         elif not self._connections.rate.take_turn(self._bucket):

@@ -25,7 +25,7 @@ from tgis_server.words.processes import LAUNCHER
 Kind = Literal["counter", "gauge", "histogram"]
 
 NUM_LENGTH_STEPS = 64
-# Seconds: 0.15 ms to 146 s. Multiplied step by step as in the original: the last digits are part of its series' names.
+# Seconds: 0.15 ms to 146 s. Multiplied step by step as in the original, whose series' names contain the last digits.
 DURATION_BUCKETS = tuple(accumulate([0.0001, *[1.5] * 35], mul))[1:]
 TOKEN_SUM_BUCKETS = tuple(float(2**k) for k in range(6, 20))
 WIDE_TOKEN_BUCKETS = tuple(float(2**k) for k in range(20))
@@ -234,7 +234,7 @@ class Metrics:
         total_s: float,
         inference_s: float | None,
     ) -> None:
-        """Record an answered input. ``inference_s`` is None if it never ran."""
+        """Record an answered input. ``inference_s`` is None if the input never ran."""
         self._counter("tgi_request_success", stop_reason=stop_reason, kind=kind).inc()
         self._histogram("tgi_request_duration").observe(total_s)
         self._histogram("tgi_request_generated_tokens").observe(num_generated)
@@ -270,7 +270,7 @@ class Metrics:
     # Steps
 
     def observe_step(self, stats: StepStats, *, processing_s: float) -> None:
-        """Record an engine step; a mixed one counts under both methods, with the rows of each."""
+        """Record an engine step; a mixed step counts under both methods, with the rows of each."""
         for method, num_rows in (("prefill", stats.prefill_rows), ("next_token", stats.decode_rows)):
             if num_rows:
                 self._observe_part(method, num_rows, stats, processing_s)

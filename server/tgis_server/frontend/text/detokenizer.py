@@ -1,8 +1,9 @@
 """Token ids to text, one token at a time.
 
-Each vocabulary piece contributes the same bytes whatever its neighbours: those that it has after another token. This
-keeps the leading space of an output's first word. The text of a request is the UTF-8 of these bytes in order, so the
-pieces of a stream add up to the whole text by construction, and the cost of a token depends only on its own bytes.
+Each vocabulary piece contributes the same bytes whatever precedes or follows it: those that it adds after another
+token. This keeps the leading space of an output's first word. The text of a request is the UTF-8 of these bytes in
+order, so the pieces of a stream add up to the whole text by construction, and the cost of a token depends only on its
+own bytes.
 
 Supports byte-level BPE, byte fallback with any replacements (Llama), Metaspace, WordPiece and end-of-word BPE. The
 ``tokenizers`` library applies the replacements of a decoder, once for each piece that occurs.

@@ -62,7 +62,7 @@ def window_starts(num_characters: int) -> range:
 
 
 def encode_window(tokenizer: tokenizers.Tokenizer, text: str, start: int, *, want_offsets: bool) -> Window:
-    """Encode the window of ``text`` that begins at ``start``. The result is packed, as there may be many windows."""
+    """Encode the window of ``text`` that begins at ``start``. The result is packed: there may be many windows."""
     encoding = encode(tokenizer, text[start : start + WINDOW + OVERLAP], want_offsets=want_offsets)
     overlap_ids = pack(())
     if start:

@@ -67,7 +67,7 @@ class Lane:
                 await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
-                    self._release(num_characters)  # its turn came at the same moment
+                    self._release(num_characters)  # its turn came just as the caller was cancelled
                 else:
                     with suppress(ValueError):  # already passed over
                         self._waiting.remove((num_characters, turn))

@@ -46,7 +46,7 @@ class StopMatcher:
         """Add text to the output.
 
         Args:
-            text: the newest token's.
+            text: the text of the newest token.
             can_match: whether a sequence completed here counts; if not, it is not found later either.
 
         Returns:

@@ -240,5 +240,5 @@ def attempt(work: Callable[[A], T], argument: A) -> T | TokenizerFailed:
 
 
 def is_library_error(error: BaseException) -> bool:
-    """The library raises plain ``Exception`` for everything; its panics are not even that."""
+    """The library raises plain ``Exception`` for everything; its panics are not even ``Exception``s."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

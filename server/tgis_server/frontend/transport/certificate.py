@@ -27,7 +27,7 @@ class Validity:
 
     @classmethod
     def of(cls, certificate: Mapping[str, Any]) -> Self:
-        """Read them from a certificate as returned by :meth:`ssl.SSLSocket.getpeercert`."""
+        """Read a certificate as returned by :meth:`ssl.SSLSocket.getpeercert`."""
         start, end = (float(ssl.cert_time_to_seconds(certificate[name])) for name in ("notBefore", "notAfter"))
         return cls(describe_name(certificate["subject"]), start, end)
 
@@ -35,11 +35,11 @@ class Validity:
         return self.start <= now <= self.end
 
     def ends_soon(self, now: float) -> bool:
-        """Whether it is due for renewal."""
+        """Whether the certificate is due for renewal."""
         return self.end - now < min(SOON_S, (self.end - self.start) / 3)
 
     def refusal(self, path: Path, now: float) -> TgisError:
-        """The error that says that the certificate is not currently valid."""
+        """The error for a certificate that is not currently valid."""
         return failures.TLS_OUT_OF_DATE.error(
             subject=self.subject,
             path=path,

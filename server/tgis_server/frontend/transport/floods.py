@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 Peer: TypeAlias = tuple[str, int]  # address and port
 
 CHECK_S = 0.5
-NUM_BEHIND = 6  # checks: the time that calls have, in a busy process, to account for received bytes
+NUM_BEHIND = 6  # checks within which calls account for received bytes, even in a busy process
 IDLE_SHARE = 20  # checks take at most 1/20 of the time: they are less frequent with thousands of connections
-CALL_BYTES = 16 << 10  # credited to each call: the size of the largest header, as the library reports no sizes
+CALL_BYTES = 16 << 10  # credited to each call: the size of the largest header, because the library reports no sizes
 FLOOD_BYTES_PER_S = 64 << 10  # a fast reader's window updates and pings are a tenth of that
 FLOOD_BYTES = 512 << 10  # tolerated at once
-WINDOW_BYTES = 64 << 10  # that a stream may send before its message is read
+WINDOW_BYTES = 64 << 10  # what a stream may send before its message is read
 MAX_UNREAD = 64  # calls that are allowed for per check
 MAX_ARRIVING = 8  # requests of a connection that are allowed for at full size, however many are arriving
 RESETS_PER_S = 1000
@@ -132,8 +132,8 @@ class ConnectionHistory:
     def count_excess(self, num_received: int, num_accounted: int, num_forgiven: int) -> int:
         """Bytes received some checks ago that no request has accounted for by now, less those forgiven.
 
-        Requests may also account for bytes received since then. What they account for beyond those gives no credit for
-        later bytes.
+        Requests may also account for bytes received since then. If they account for more bytes than were received, the
+        surplus gives no credit for later bytes.
         """
         old = self.received[0]
         self.received.append(num_received)
@@ -152,7 +152,7 @@ class PortWatch:
 
     max_connections: int
     send_timeout_s: float
-    max_message_bytes: int = 0  # above which the library refuses a request unread; for a port with accounts
+    max_message_bytes: int = 0  # beyond this, the library refuses a request unread; for a port with accounts
     max_resets: int = 0  # tolerated at once; for a port with accounts
     _histories: dict[Peer, ConnectionHistory] = field(default_factory=dict)
 
@@ -294,7 +294,7 @@ def list_descriptors() -> Iterable[int]:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        # Listing needs a descriptor, and none is left, so all possible ones are in use.
+        # Listing needs a descriptor, and none is left, so all possible descriptors are in use.
         return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 

@@ -25,21 +25,21 @@ End: TypeAlias = Callable[[str, str], None]  # status and text; ends the call or
 
 logger = logging.getLogger(__name__)
 
-RECEIVE_TIMEOUT_S = 60.0  # for a request to arrive completely
+RECEIVE_TIMEOUT_S = 60.0  # time for a request to arrive completely
 FREE_BYTES = 64 << 10  # the part of a message that needs no extra time: it fits in the first window
 MIN_BYTES_PER_S = 256 << 10  # extra time for larger messages: the library does not report progress
-DEADLINE_GRACE_S = 1.0  # for writes after the request's own deadline, such as its last frame
+DEADLINE_GRACE_S = 1.0  # extra time for writes after a request's own deadline, such as its last frame
 MAX_BYTES_HELD = 128 << 20  # requests in progress and unary answers being sent
 TRIM_BYTES = 32 << 20  # growth of the process after which memory is returned to the system
-TRIM_CHECKS = (1, 16, 64)  # how many checks later that is done
+TRIM_CHECKS = (1, 16, 64)  # done after this many further checks
 CHECK_S = 0.25
-IDLE_TIMEOUT_S = 600.0  # for the next request of a call that streams its requests
+IDLE_TIMEOUT_S = 600.0  # time for the next request of a call that streams its requests
 MAX_WAITING = 1000  # requests waiting for memory; the library buffers up to 64 KiB of each
-MEMORY_TIMEOUT_S = 10.0  # for such a request
-MAX_SLOW_REQUESTS = 64  # that have been arriving for more than two checks
+MEMORY_TIMEOUT_S = 10.0  # time that such a request may wait
+MAX_SLOW_REQUESTS = 64  # requests that have been arriving for more than two checks
 MAX_LET_IN = 8  # waiting requests that may start to arrive at once
-RECLAIM_AFTER_S = 1.0  # after this time an answer may be dropped if its memory is needed;
-RECLAIM_BYTES_PER_S = 4 << 20  # large answers get more time
+RECLAIM_AFTER_S = 1.0  # after this time an answer may be dropped if its memory is needed
+RECLAIM_BYTES_PER_S = 4 << 20  # extra time for large answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Patience:
     def begin_sending(self, wait: Wait, num_bytes: int, deadline: float | None = None) -> None:
         """Time a write until :meth:`end_sending`; if the write takes too long, the call is ended.
 
-        This is cheap, as every frame needs it: there is no timer; instead, :meth:`check` finds the late writes.
+        Every frame needs this, so it must be cheap: it sets no timer; instead, :meth:`check` finds the late writes.
 
         Args:
             deadline: the request's, on the host's monotonic clock.

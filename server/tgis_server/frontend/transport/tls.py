@@ -1,8 +1,8 @@
 """TLS for both ports, from files that may be replaced while the server runs.
 
-The files are checked for changes whenever a client connects: that is cheap next to a handshake, and needs no timer. A
-new certificate that matches its key is used from then on, for new connections only. If the files are unreadable, do not
-match (in the middle of a replacement) or are not currently valid, nothing changes.
+The files are checked for changes whenever a client connects: this is cheap compared with a handshake, and needs no
+timer. A new certificate that matches its key is used from then on, for new connections only. If the files are
+unreadable, do not match (in the middle of a replacement) or are not currently valid, nothing changes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Tls:
     """The current certificate, its key and the clients' CA. Thread-safe."""
 
     def __init__(self, config: ServeConfig, certificate: Path, key: Path, now: Callable[[], float] = time.time) -> None:
-        """Accept a certificate that is not currently valid, with a warning: it is the checks at startup that refuse it.
+        """Accept a certificate that is not currently valid, with a warning: only the checks at startup refuse it.
 
         Raises:
             UsageError: a file is missing or broken, or the key does not match the certificate.
@@ -208,7 +208,7 @@ def stamp_of(path: Path) -> tuple[int, ...] | None:
 
 
 def explain_ssl_error(error: Exception) -> str:
-    """Why OpenSSL does not accept a file, without its codes and the place in its source."""
+    """Why OpenSSL does not accept a file, without OpenSSL's error codes and source locations."""
     reason = (getattr(error, "reason", None) or "").upper()
     if "MISMATCH" in reason:
         return "the key does not belong to the certificate"

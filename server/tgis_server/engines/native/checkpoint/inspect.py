@@ -110,7 +110,7 @@ def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Ch
     check_num_shard(spec, num_shard)
     warnings = list(spec.warnings)
     found = read_tensors(model_dir, warnings.append)
-    find = cache(partial(find_tensor, found))  # comparing contents means reading them: once per pair
+    find = cache(partial(find_tensor, found))  # comparing tensors reads their data: once per pair
     spec = settle_head(spec, find, warnings.append)
     parameters = tuple(parameters_of(spec))
     needed: dict[str, TensorInfo] = {}

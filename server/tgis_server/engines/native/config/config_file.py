@@ -1,4 +1,4 @@
-"""Typed values of a model's config.json, and one clear sentence for each that is missing or unsupported."""
+"""Typed values of a model's config.json, and one clear error for each value that is missing or unsupported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ConfigFile:
         if not model_dir.is_dir():
             raise failures.NOT_A_DIRECTORY.error(model_dir=model_dir)
         file = model_dir / "config.json"
-        if not os.path.lexists(file):  # read_json reports a dangling link
+        if not os.path.lexists(file):  # a dangling link is for read_json to report
             raise failures.NO_CONFIG.error(model_dir=model_dir)
         return cls(model_dir, read_json(file))
 

@@ -21,7 +21,7 @@ def read_eos_ids(config: ConfigFile, vocab_size: int, warn: Callable[[str], None
 
     Args:
         config: the model's config.json.
-        vocab_size: ids from this one upwards are never generated.
+        vocab_size: ids from this number upwards are never generated.
         warn: called for files that name such ids.
 
     Raises:

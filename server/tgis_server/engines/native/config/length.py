@@ -13,7 +13,7 @@ STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": 
 def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
     """The config's positions, times the factor of a rope that stretches them.
 
-    With ``llama3`` and ``longrope`` the config states stretched positions. YaRN stretches the original ones.
+    With ``llama3`` and ``longrope``, the config states the stretched number; YaRN stretches the original one.
 
     Raises:
         ModelError: the product is less than 1 or too large for an integer field.

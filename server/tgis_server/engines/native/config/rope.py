@@ -139,7 +139,7 @@ class _RopeReader:
         return RopeSpec("default", theta, rotary_dim, 1.0, max_position, max_position)
 
     def _yarn_attention_factor(self, factor: float) -> float:
-        """The temperature of YaRN (arXiv:2309.00071, section 3.4), with the split that DeepSeek's configs use."""
+        """The temperature of YaRN (arXiv:2309.00071, section 3.4); a ratio if the config has DeepSeek's two keys."""
         if "attention_factor" in self.values:
             return self.number("attention_factor")
         log = math.log(factor) if factor > 1 else 0.0

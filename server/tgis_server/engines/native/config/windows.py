@@ -31,7 +31,7 @@ def read_uniform_window(config: ConfigFile, num_layers: int) -> tuple[int | None
 def read_qwen_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
     """``sliding_window`` on the layers that ``layer_types`` calls sliding.
 
-    Without ``layer_types``, it is on all layers except the first ``max_window_layers``.
+    Without ``layer_types``, all layers except the first ``max_window_layers`` have the window.
     """
     window = config.optional_integer("sliding_window") if config.flag("use_sliding_window") else None
     types = config.names("layer_types")

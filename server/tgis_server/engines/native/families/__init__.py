@@ -74,14 +74,14 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
         supported = ", ".join(f.ARCHITECTURE for f in families.values())
         raise config.fail(f"architecture {name} has no native engine; the supported architectures are {supported}.")
     config.refuse(key for key in UNSUPPORTED_KEYS if key not in family.DEFAULTS)
-    if config.stated("is_causal") is False:  # embedding models, whose tokens see later ones
+    if config.stated("is_causal") is False:  # an embedding model, whose tokens see later tokens
         raise config.fail("is_causal = False is not supported by the native engine.")
     spec: DecoderSpec = family.read(config.of_family(family.DEFAULTS, getattr(family, "ALIASES", {})))
     return spec
 
 
 def names_of(family: ModuleType) -> set[str]:
-    """The names that a config.json may give: the generating model's or, if saved without a head, its base model's."""
+    """The names that a config.json may give: the generating model's or, if it has no head, its base model's."""
     architecture: str = family.ARCHITECTURE
     return {architecture, architecture.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model")}
 

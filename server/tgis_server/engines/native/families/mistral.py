@@ -1,4 +1,4 @@
-"""Mistral: Llama's layout with a sliding window on every layer, unless the config says null."""
+"""Mistral: Llama's layout with a sliding window on every layer, unless the config sets it to null."""
 
 from __future__ import annotations
 

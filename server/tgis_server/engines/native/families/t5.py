@@ -1,6 +1,6 @@
 """T5 and models with its layout (Flan-T5): an encoder and a decoder with relative positions.
 
-Not served yet: ``read_spec`` finds it only among ``ALL_FAMILIES``.
+Not served yet: ``read_spec`` accepts T5 only if it is given ``ALL_FAMILIES``.
 
 Version 1.0 has a plain MLP and uses its embedding as its head. Version 1.1 has a gated MLP and a separate head.
 """
@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_epsilon": 1e-6,
     "feed_forward_proj": "relu",
     "tie_word_embeddings": True,
-    "scale_decoder_outputs": None,  # tie_word_embeddings; transformers 5 writes this key
+    "scale_decoder_outputs": None,  # default: tie_word_embeddings; transformers 5 writes this key
     "decoder_start_token_id": None,
     "eos_token_id": 1,
     "dtype": None,
@@ -90,7 +90,7 @@ def read_mlp(config: ConfigFile) -> tuple[Activation, bool]:
 
 
 def is_head_scaled(config: ConfigFile) -> bool:
-    """Whether the head's input is scaled: by the key that transformers 5 writes or, without it, if the head is tied."""
+    """Whether the head's input is scaled: as transformers 5's key says or, without that key, if the head is tied."""
     key = "scale_decoder_outputs"
     return config.flag("tie_word_embeddings" if config.get(key) is None else key)
 
@@ -113,7 +113,7 @@ def stack(spec: DecoderSpec, ours: str, theirs: str, *, has_cross: bool) -> list
     """All layers of the encoder or the decoder, and the parameters that the layers share.
 
     Args:
-        spec: of this stack.
+        spec: the spec of this stack.
         ours: prefix of our names.
         theirs: prefix of the checkpoint's names.
         has_cross: whether the layers attend to the encoder's output.

@@ -1,4 +1,4 @@
-"""One decoder for all families, made from a spec and weights; it computes with ops.
+"""One decoder for all families, made from a spec and weights; it computes with the operations of ``ops``.
 
 Tokens of a step are packed, row after row, without padding: (num_tokens, hidden_size). Choices that depend on the
 family are made once, in the constructor.
@@ -211,7 +211,7 @@ class Stack:
             x.add_(self._learned_positions.index_select(0, inputs.position_rows))
         return x if self._embedding_norm is None else self._embedding_norm(x)
 
-    # -- The kinds of layers: each adds to ``residual``; ``x`` and the result are its norm before and after ------------
+    # -- The kinds of layers: each adds to ``residual``; ``x`` is its norm before, the result its norm after -----------
 
     def _serial(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
         scale = self._spec.residual_scale

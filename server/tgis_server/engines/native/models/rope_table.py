@@ -5,7 +5,7 @@ shared, and neither chunking nor other rows of the batch change results. In tran
 of the sequence; here they work as follows:
 
 * dynamic: position p uses the base for a sequence of p + 1 tokens. Up to ``max_position`` the results equal those of
-  transformers; beyond, they equal those of token-by-token generation in transformers (which rotates a prompt by its
+  transformers; beyond it, they equal those of token-by-token generation in transformers (which rotates a prompt by its
   full length).
 * longrope: a sequence of at most ``original_max_position`` tokens uses the short factors at all positions, and a longer
   one uses the long factors. If a sequence crosses this border, the scheduler has it recomputed. transformers makes the

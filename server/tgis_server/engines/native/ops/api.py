@@ -91,7 +91,7 @@ AttentionPlan: TypeAlias = Any  # opaque, from Ops.plan_attention or plan_uncach
 
 @dataclass(frozen=True, slots=True)
 class WeightPart:
-    """A rank's share of a linear weight in its checkpoint's format. Made by ``pack_weights`` of the decoder.
+    """A rank's share of a linear weight in its checkpoint's format, as made by the decoder's ``pack_weights``.
 
     ``tensors`` are keyed by role. "plain" has only ``weight``: (outputs, inputs) in floating point. Quantized formats
     have ``data``, ``scales`` and optionally ``zeros``. ``group_size`` inputs share a scale and a zero; 0 means that all

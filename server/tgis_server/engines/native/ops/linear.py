@@ -50,8 +50,8 @@ def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None, lora: LoraView 
 def _add_lora(product: Tensor, x: Tensor, lora: LoraView) -> Tensor:
     """Add each row's adapter.
 
-    The inner products of all adapters are computed for every row, and those of other adapters are dropped: selecting
-    the right ones first would mean waiting for the device.
+    Every row is multiplied by all adapters, and the products with adapters that it does not use are dropped: selecting
+    the right adapters first would mean waiting for the device.
     """
     num_places, rank, num_inputs = lora.a.shape
     places = torch.arange(num_places, device=x.device)

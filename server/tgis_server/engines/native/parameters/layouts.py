@@ -25,7 +25,7 @@ class LayerRows:
 
 
 def stacked(layer: str, parts: list[tuple[int, Split]], *, is_transposed: bool = False) -> list[LayerRows]:
-    """Several parts on top of each other in one checkpoint layer. ``parts``: the rows and the split of each."""
+    """Several parts stacked in one checkpoint layer. ``parts``: the rows and the split of each."""
     total = sum(rows for rows, _ in parts)
     found, start = [], 0
     for rows, split in parts:
@@ -54,10 +54,10 @@ def grouped_qkv(layer: str, spec: DecoderSpec) -> list[LayerRows]:
 
 
 def linear(name: str, parts: list[LayerRows], columns: int, *, has_bias: bool) -> list[Parameter]:
-    """A linear layer: rows of one or more checkpoint layers on top of each other.
+    """A linear layer: the stacked rows of one or more checkpoint layers.
 
     Args:
-        name: of our parameter.
+        name: our parameter's name.
         parts: where the rows come from.
         columns: number of inputs.
         has_bias: whether the checkpoint layers have biases.

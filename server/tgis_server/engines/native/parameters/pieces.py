@@ -82,7 +82,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One of our tensors: pieces on top of each other."""
+    """One of our tensors: a stack of pieces."""
 
     name: str
     kind: Kind

@@ -1,4 +1,4 @@
-"""Attention with torch's fused kernels or, if there is a soft cap or sinks, from explicit scores."""
+"""Attention with torch's fused kernels or, if there is a soft cap or sinks, with explicit scores."""
 
 from __future__ import annotations
 

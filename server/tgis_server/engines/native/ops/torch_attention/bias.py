@@ -15,14 +15,14 @@ HIDDEN = float("-inf")
 def score_mask(
     modifiers: AttentionModifiers, keys: Tensor, queries: Tensor, num_keys: Tensor | int, dtype: torch.dtype
 ) -> Tensor:
-    """Zero or the head's bias where a query sees a key, else -inf.
+    """Zero or the head's bias where a query sees a key, and -inf elsewhere.
 
     Args:
-        modifiers: of the layers.
+        modifiers: the layers' modifiers.
         keys: positions, broadcasting with ``queries`` to (..., queries, keys).
         queries: positions.
         num_keys: number of keys in each query's row; keys beyond these are padding.
-        dtype: of the result.
+        dtype: the result's dtype.
 
     Returns:
         (..., 1, queries, keys), or (..., H, queries, keys) with a bias.
@@ -35,7 +35,7 @@ def score_mask(
 
 
 def range_mask(window: int | None, num_keys: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """:func:`score_mask` without biases for one query per row: zero for the last ``window`` keys of a row, else -inf.
+    """:func:`score_mask` for one query per row, without biases: zero for a row's last ``window`` keys, -inf elsewhere.
 
     Every row is copied from one line of -inf, zeros, -inf, which is much cheaper than comparing positions.
 
@@ -43,7 +43,7 @@ def range_mask(window: int | None, num_keys: Tensor, width: int, dtype: torch.dt
         window: ``None`` for all keys.
         num_keys: (rows,) int64, at most ``width``.
         width: keys per row, including padding.
-        dtype: of the result.
+        dtype: the result's dtype.
 
     Returns:
         (rows, 1, 1, width)

@@ -18,8 +18,8 @@ class PagedCache:
     """All blocks of one rank.
 
     Attention multiplies masked values by zero, and zero times NaN or infinity is NaN. So a row may read only its own
-    values: padding repeats one of its blocks, and :meth:`clear` is called for blocks that are begun but not filled, as
-    they may contain values of a former owner.
+    values: padding repeats one of its blocks, and :meth:`clear` is called for blocks that are begun but not filled,
+    because they may contain values of a former owner.
     """
 
     def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class PagedCache:
         self.num_kv_heads = shape.heads.num_kv_heads
         block = (self.block_size, 2, self.num_kv_heads, shape.heads.head_dim)
         self.block_bytes = torch.Size(block).numel() * dtype.itemsize  # in one layer
-        # One tensor: a block is cleared in all layers at once
+        # A single tensor, so that a block can be cleared in all layers at once
         self._all = _zeros((shape.num_layers, shape.num_blocks, *block), dtype, device)
         self.layers = list(self._all.unbind())
 

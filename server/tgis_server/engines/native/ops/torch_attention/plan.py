@@ -21,10 +21,10 @@ from tgis_server.engines.native.ops.torch_attention.cache import PagedCache
 from tgis_server.engines.sampling.staging import Staging
 
 MAX_PADDING = 1.25  # longest / shortest row of a group, in blocks; beyond this, a separate group is cheaper
-FREE_PADDING_BLOCKS = 8  # a difference that costs less than another call
+FREE_PADDING_BLOCKS = 8  # extra blocks that cost less than another call
 MAX_GATHERED_BYTES = 128 << 20  # keys and values of one layer gathered at once
 MAX_MASK_ELEMENTS = 8 << 20  # queries * keys of one chunk's mask or scores, times heads if each has its own
-MAX_HELD_ELEMENTS = 32 << 20  # of the chunk masks that a step keeps for all layers; each layer remakes the others
+MAX_HELD_ELEMENTS = 32 << 20  # size of the chunk masks that a step keeps for all layers; each layer makes the rest anew
 MIN_WINDOW_QUERIES = 64  # queries of a chunk at once, however small the window
 
 
@@ -280,7 +280,7 @@ def needs_scores(modifiers: AttentionModifiers) -> bool:
 def _needs_mask(chunk: Chunk, num_queries: int, modifiers: AttentionModifiers) -> bool:
     if has_bias(modifiers) or (modifiers.window is not None and chunk.num_keys > modifiers.window):
         return True
-    is_square = chunk.table is None and num_queries == chunk.num_keys  # the kernels' own causal mask needs that
+    is_square = chunk.table is None and num_queries == chunk.num_keys  # as the kernels' own causal mask requires
     return modifiers.is_causal and (needs_scores(modifiers) or not is_square)
 
 
