@@ -79,11 +79,11 @@ class Glance:
             return escape_controls(f"{clock} {self.state}{f': {self.reason}' if self.reason else ''}")
         parts = [
             f"{clock} {self.state}",
-            f"{show(self.requests_per_s, format_rate)} requests/s",
-            f"{show(self.output_tokens_per_s, format_rate)} tokens/s",
+            f"{or_dash(self.requests_per_s, format_rate)} requests/s",
+            f"{or_dash(self.output_tokens_per_s, format_rate)} tokens/s",
             f"{self.running} running",
             f"{self.waiting} waiting",
-            f"KV {show(self.kv_share, format_share)}",
+            f"KV {or_dash(self.kv_share, format_share)}",
             f"first token {show_pair(self.first_token)}",
             f"between tokens {show_pair(self.inter_token)}",
         ]
@@ -107,7 +107,7 @@ def make_glance(
         "mode": str(facts.get("mode", "")),
         "state": STATES.get(state, state),
         "reason": str(facts.get("error", "")),
-        "up_s": facts.get("up_s"),
+        "up_s": up_s if isinstance(up_s := facts.get("up_s"), int | float) else None,
         "processes": processes,
     }
     if window is not None and window.scrapes:
@@ -166,12 +166,12 @@ def round_all(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def show(value: float | None, form: Any) -> str:
+def or_dash(value: float | None, form: Any) -> str:
     return "-" if value is None else str(form(value))
 
 
 def show_pair(latency: Latency) -> str:
-    return f"p50 {show(latency.p50_s, format_latency)} p95 {show(latency.p95_s, format_latency)}"
+    return f"p50 {or_dash(latency.p50_s, format_latency)} p95 {or_dash(latency.p95_s, format_latency)}"
 
 
 def format_share(share: float) -> str:
