@@ -43,7 +43,7 @@ def changed_terminal(change: Callable[[], None], restore: Callable[[], None]) ->
 
     def give_in(number: int, frame: FrameType | None) -> None:
         restore()
-        handler = before[number]
+        handler = before[signal.Signals(number)]
         if callable(handler):  # the first process of a container has one for each
             handler(number, frame)
         else:

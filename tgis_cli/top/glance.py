@@ -68,9 +68,7 @@ class Glance:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the history, which a script can keep itself."""
-        facts = asdict(self)
-        del facts["history"]
-        return round_all(facts)
+        return {name: round_all(value) for name, value in asdict(self).items() if name != "history"}
 
     def as_line(self) -> str:
         """For logs: a line without colours or graphs."""
@@ -154,7 +152,8 @@ def read_latencies(change: Change | None) -> dict[str, Any]:
 
 
 def to_latency(histogram: Histogram) -> Latency:
-    return Latency(*(histogram.estimate_percentile(percent) for percent in PERCENTILES), histogram.mean)
+    p50, p95, p99 = map(histogram.estimate_percentile, PERCENTILES)
+    return Latency(p50, p95, p99, histogram.mean)
 
 
 def round_all(value: Any) -> Any:
