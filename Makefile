@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python scripts/install.py
 PYTEST_ARGS ?=
+PEERS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test acceptance conformance check format integration-tests proto docs bench build clean
@@ -41,8 +43,8 @@ proto: $(VENV)/installed-dev  ## Regenerate the gRPC stubs from proto/
 docs: $(VENV)/installed  ## Regenerate the parts of docs/ that come from the code
 	@$(BIN)/python scripts/generate_docs.py
 
-bench: $(VENV)/installed  ## Benchmarks: engine alone and through gRPC (about fifteen minutes)
-	@$(BIN)/python scripts/bench/run_all.py
+bench: $(VENV)/installed  ## The standard table of figures, beside those in PEERS=FILE (about fifteen minutes)
+	@$(BIN)/python scripts/bench/standard_table.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_ARGS)
 
 build: $(VENV)/installed-dev  ## Wheel in dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

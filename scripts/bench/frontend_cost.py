@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import multiprocessing
 import statistics
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,10 +26,12 @@ from pathlib import Path
 import grpc
 import psutil
 
-from serve import TGIS, serving
 from tgis_server.wire import generation_pb2 as pb
 from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 from tgis_server.wire.grpc_channels import open_async_channel
+
+TGIS = Path(sys.executable).parent / "tgis"
+READY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,24 @@ def measure(url: str, server: psutil.Process, load: Load) -> tuple[float, float]
     after = server.cpu_times()
     num_tokens = load.streams * load.new_tokens
     return (after.user + after.system - before.user - before.system) * 1e6 / num_tokens, num_frames / num_tokens
+
+
+@contextmanager
+def serving(options: list[str], tgis: Path) -> Iterator[tuple[str, int]]:
+    """Launch a server on free ports; yield its gRPC address and the launcher's pid."""
+    with tempfile.TemporaryDirectory(prefix="tgis-bench-") as folder:
+        command = [tgis, "launch", "--host", "127.0.0.1", "--grpc-port", "0", "--port", "0", "--run-dir", folder]
+        server = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + READY_S
+            while not (files := list(Path(folder).glob("*/ready.json"))):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{' '.join(map(str, command))} did not become ready")
+                time.sleep(0.01)
+            yield json.loads(files[0].read_text())["grpc"], server.pid
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def find_frontend(launcher_pid: int) -> psutil.Process:
@@ -147,7 +172,7 @@ def main() -> None:
         servers = {"bare": stack.enter_context(serving_bare(load, given.step_ms / 1000))}
         for name, tgis in {"against": given.against, "front-end": TGIS}.items():
             if tgis:
-                url, _, launcher = stack.enter_context(serving(None, options, tgis))
+                url, launcher = stack.enter_context(serving(options, tgis))
                 servers[name] = (url, find_frontend(launcher))
                 asyncio.run(stream_all(url, Load(given.streams, 20, given.details)))  # warm up
         for _ in range(given.rounds):  # interleaved, as the machine's speed varies over time

@@ -14,7 +14,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from tgis_server.run import Run
 
 PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 70  # no one sees it: the parent is gone
@@ -91,8 +96,16 @@ def write_error(errors_dir: Path, name: str, error: BaseException) -> int:
 
 
 def main(argv: list[str]) -> int:
+    return live(argv[0], dict(zip(argv[1::2], argv[2::2], strict=True)), serve)
+
+
+def live(name: str, options: Mapping[str, str], work: Callable[[Run, str], None]) -> int:
+    """The life of a child whose work is given; returns the exit code.
+
+    Args:
+        options: ``--run``, ``--death-fd`` and ``--parent``, as in the module's docstring.
+    """
     leave_hangups_to_parent()
-    name, options = argv[0], dict(zip(argv[1::2], argv[2::2], strict=True))
     die_with_parent(int(options["--death-fd"]), int(options["--parent"]))
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a handler, it ends the process as other signals do
@@ -109,23 +122,33 @@ def main(argv: list[str]) -> int:
     run = Run.read(Path(options["--run"]), os.environ)
     setup_logging(name, level=run.config.log_level)
     try:
-        if (rank := rank_of(name)) is None:
-            from tgis_server.frontend.entry import serve
-
-            serve(run)
-        else:
-            if run.shard_cpus:
-                pin_to_cpus(run.shard_cpus[rank])
-            from tgis_server.shard.entry import serve_shard
-
-            serve_shard(run, rank)
+        if run.shard_cpus and (rank := rank_of(name)) is not None:
+            pin_to_cpus(run.shard_cpus[rank])
+        work(run, name)
     except Exception as error:  # noqa: BLE001  the parent reports whatever ends a child
         return write_error(run.errors_dir, name, error)
     return 0
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+def serve(run: Run, name: str) -> None:
+    from tgis_server.words.processes import rank_of
+
+    if (rank := rank_of(name)) is None:
+        from tgis_server.frontend.entry import serve as serve_frontend
+
+        serve_frontend(run)
+    else:
+        from tgis_server.shard.entry import serve_shard
+
+        serve_shard(run, rank)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: no thread of grpc or torch can delay the exit."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # no thread of grpc or torch can delay the exit
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

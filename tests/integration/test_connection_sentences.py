@@ -334,7 +334,7 @@ def test_health_says_the_same_over_https(pki: Path, capsys: pytest.CaptureFixtur
     assert lines[0].startswith(f"tgis: The server at {addresses[0]} demands TLS: give its CA with --ca FILE, or write ")
     assert f"is not signed by the CA in {pki}/stranger.pem" in lines[1]
     assert "is for tgis.example.com, other.example.com, not for 127.0.0.1" in lines[2]
-    assert "is a gRPC port, and health asks over HTTP" in lines[3]
+    assert "is a gRPC port, and this command asks over HTTP" in lines[3]
 
 
 # -- files

@@ -89,8 +89,8 @@ def test_a_missing_server_and_a_different_server_are_told_apart(capsys):
 
     not_http, too_late, nobody = capsys.readouterr().err.splitlines()
     assert not_http == (
-        f"tgis: {ports[0]} is a gRPC port, and health asks over HTTP: write grpc://{ports[0]}, or give the HTTP port, "
-        "3000 by default."
+        f"tgis: {ports[0]} is a gRPC port, and this command asks over HTTP: write grpc://{ports[0]}, or give the "
+        "HTTP port, 3000 by default."
     )
     assert too_late.startswith(f"tgis: No answer from 127.0.0.1:{port} (from PORT) within 0.1 s: ")
     assert nobody.startswith(f"tgis: No server at {DOWN}: start one with `tgis launch`")

@@ -24,8 +24,11 @@ from typing import TextIO
 from tgis_cli.terminal.word_wrap import get_character_width
 
 DEADLINE_S = 10.0
-# The last one asks for marks around pasted text.
-SEQUENCE = re.compile(r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[DGK])|\[(?P<style>[\d;]*)m|\[\?2004[hl])")
+# Of those with a question mark, 2004 asks for marks around pasted text, 1049 for the alternate screen, 25 for a cursor.
+SEQUENCE = re.compile(
+    r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[ADGHJK])|\[(?P<style>[\d;]*)m|"
+    r"\[\?(?P<mode>2004|1049|25)(?P<switch>[hl]))"
+)
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -39,7 +42,13 @@ class Screen:
         self.row = self.column = 0  # a column after the last one: the next character wraps
         self._style = ""
         self._saved = (0, 0, "")
+        self._main: tuple[list[list[str]], int, int] | None = None  # while the alternate screen is shown
+        self.has_cursor = True
         self._rest = ""  # the beginning of a sequence
+
+    @property
+    def is_alternate(self) -> bool:
+        return self._main is not None
 
     @property
     def lines(self) -> list[str]:
@@ -67,21 +76,43 @@ class Screen:
                 text = text[1:]
 
     def _obey(self, match: re.Match[str]) -> None:
-        count = int(match["number"] or 1) if match["command"] == "D" else 0
+        count = int(match["number"] or 1) if match["command"] in ("A", "D") else 0
+        if match["mode"]:
+            self._switch(match["mode"], is_on=match["switch"] == "h")
+            return
         match match["command"] or match[0][-1]:
             case "7":
                 self._saved = (self.row, self.column, self._style)
             case "8":
                 self.row, self.column, self._style = self._saved
+            case "A":
+                self.row = max(0, self.row - count)
+            case "J":
+                assert not match["number"]
+                self.rows[self.row][self.column :] = []
+                del self.rows[self.row + 1 :]
             case "D":
                 self.column = max(0, min(self.column, self.columns - 1) - count)
             case "G":
                 self.column = int(match["number"]) - 1
+            case "H":
+                assert not match["number"]
+                self.row = self.column = 0
             case "K":
                 assert match["number"] in ("", "2")
                 self.rows[self.row][0 if match["number"] else self.column :] = []
             case "m":
                 self._style = match["style"].removeprefix("0")
+
+    def _switch(self, mode: str, *, is_on: bool) -> None:
+        if mode == "25":
+            self.has_cursor = is_on
+        elif mode == "1049" and is_on:
+            self._main = self.rows, self.row, self.column
+            self.rows, self.row, self.column = [[]], 0, 0
+        elif mode == "1049" and self._main:
+            self.rows, self.row, self.column = self._main
+            self._main = None
 
     def _put(self, character: str) -> None:
         if character == "\r":

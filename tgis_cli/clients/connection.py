@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tgis_cli.clients.address import Address, find_address, to_address
+from tgis_cli.clients.address import GRPC, Address, find_address, to_address
 from tgis_cli.clients.tls_files import TlsFiles, name_flags
 from tgis_server.errors import UsageError
 
@@ -27,8 +27,11 @@ class Connection:
     tls_server_name: str | None = None
     server: RunningServer | None = None  # connect to this one, instead of looking for one
 
-    def find_address(self, environ: Mapping[str, str] = os.environ) -> Address:
+    def find_address(self, environ: Mapping[str, str] = os.environ, protocol: str = GRPC) -> Address:
         """Where to connect.
+
+        Args:
+            protocol: ``HTTP`` for what that port has, unless a URL asks for gRPC.
 
         Raises:
             UsageError: the options or the environment contradict each other or themselves, or several servers run.
@@ -36,11 +39,12 @@ class Connection:
         """
         given = name_flags(self)
         if self.server is not None:
-            return to_address(self.server, with_tls=bool(given))
-        address = find_address(self.url, environ, with_tls=bool(given))
+            return to_address(self.server, protocol, with_tls=bool(given))
+        address = find_address(self.url, environ, protocol=protocol, with_tls=bool(given))
         if given and not address.is_tls:
             scheme = (self.url or environ.get("TGIS_URL", "")).strip().partition(":")[0]
-            raise UsageError(f"{given} is given, but {scheme}:// in {address.source} means no TLS: write grpcs://.")
+            wanted = f"{address.protocol}s://"
+            raise UsageError(f"{given} is given, but {scheme}:// in {address.source} means no TLS: write {wanted}.")
         return address
 
     def tls_files(self, address: Address) -> TlsFiles | None:

@@ -9,14 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.clients.address import GRPC, HTTP
 from tgis_cli.clients.connection import Connection
 from tgis_cli.terminal.callbacks import make_callback
 
 PANEL = "Connection"
-URL_HELP = (
-    "Address of the server; grpcs:// means TLS. [env: TGIS_URL; default: GRPC_PORT, the running server, or "
-    "127.0.0.1:8033]"
-)
+URL_HELP = {
+    GRPC: "Address of the server; grpcs:// means TLS. [env: TGIS_URL; default: GRPC_PORT, the running server, or "
+    "127.0.0.1:8033]",
+    HTTP: "HTTP address of the server; https:// means TLS. [env: TGIS_URL; default: PORT, the running server, or "
+    "127.0.0.1:3000]",
+}
 
 
 def option(*names: str, metavar: str, text: str) -> Any:
@@ -24,7 +27,6 @@ def option(*names: str, metavar: str, text: str) -> Any:
 
 
 OPTIONS = {
-    "url": Annotated[str | None, option("--url", metavar="HOST:PORT", text=URL_HELP)],
     "ca": Annotated[
         Path | None,
         option("--ca", metavar="FILE", text="Use TLS; verify the server with this CA or certificate, PEM."),
@@ -42,20 +44,23 @@ OPTIONS = {
 }
 
 
-def with_connection_options(body: Callable[..., None]) -> Callable[..., None]:
+def with_connection_options(body: Callable[..., None], *, protocol: str = GRPC) -> Callable[..., None]:
     """Make a Typer callback with the body's own parameters, and these options.
 
     Args:
         body: called as ``body(connection, ...)``: its first parameter gets the ``Connection``, the others are its own.
+        protocol: of the address, ``GRPC`` or ``HTTP``.
     """
     own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+    url = Annotated[str | None, option("--url", metavar="HOST:PORT", text=URL_HELP[protocol])]
+    options = {"url": url, **OPTIONS}
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in OPTIONS.items()
+        for name, annotation in options.items()
     ]
 
     def command(**values: Any) -> None:
-        connection = Connection(**{name: values.pop(name) for name in OPTIONS})
+        connection = Connection(**{name: values.pop(name) for name in options})
         body(connection, **values)
 
     return make_callback(command, body, [*own, *shared])

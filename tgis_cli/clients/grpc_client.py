@@ -119,6 +119,14 @@ class Client:
         with self._errors_in_words():
             return list(self._stub.Tokenize(request).responses)
 
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Tokens of each text as an input, special tokens included."""
+        from tgis_server.wire import generation_pb2 as pb
+
+        request = pb.BatchedTokenizeRequest(requests=[pb.TokenizeRequest(text=text) for text in texts])
+        with self._errors_in_words():
+            return [response.token_count for response in self._stub.Tokenize(request).responses]
+
     @contextlib.contextmanager
     def _errors_in_words(self) -> Iterator[None]:
         import grpc

@@ -138,8 +138,8 @@ def explain_wanted_tls(address: Address) -> str:
 def explain_grpc(address: Address) -> str:
     scheme = "grpcs" if address.is_tls else "grpc"
     return (
-        f"{address.target} is a gRPC port, and health asks over HTTP: write {scheme}://{address.target}, or give the "
-        f"HTTP port, {DEFAULT_PORTS[HTTP]} by default."
+        f"{address.target} is a gRPC port, and this command asks over HTTP: write {scheme}://{address.target}, or give "
+        f"the HTTP port, {DEFAULT_PORTS[HTTP]} by default."
     )
 
 

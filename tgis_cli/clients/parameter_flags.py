@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 import typer
@@ -13,19 +13,22 @@ from tgis_cli.clients.parameters import Parameters
 from tgis_cli.terminal.callbacks import make_callback
 
 
-def with_parameters(body: Callable[..., None]) -> Callable[..., None]:
+def with_parameters(body: Callable[..., None], *, only: Collection[str] = tuple(PARAMETERS)) -> Callable[..., None]:
     """Make a Typer callback that takes a flag for each parameter, for a body with an argument ``parameters``.
 
     What another such function passes first, such as a connection, goes to the body as it comes.
+
+    Args:
+        only: the names of the parameters; the others are not given.
     """
     signature = inspect.signature(body, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "parameters"]
 
     def command(*first: Any, **values: Any) -> None:
-        flags = {name: values.pop(name) for name in PARAMETERS}
+        flags = {name: values.pop(name) for name in only}
         body(*first, parameters=Parameters.from_flags(flags), **values)
 
-    return make_callback(command, body, [*own, *map(to_flag, PARAMETERS.values())])
+    return make_callback(command, body, [*own, *(to_flag(PARAMETERS[name]) for name in only)])
 
 
 def to_flag(parameter: Parameter) -> inspect.Parameter:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -83,20 +83,7 @@ class PromptFile:
         Raises:
             UsageError: it has wrong lines or no prompts.
         """
-        wrong: list[str] = []
-        num_wrong = num_prompts = 0
-        for line, data in self._lines():
-            num_prompts += 1
-            try:
-                self._parse(line, data)
-            except UsageError as error:
-                num_wrong += 1
-                if len(wrong) < MAX_NAMED:
-                    wrong.append(f"line {line}: {error}")
-        if num_wrong:
-            more = f"\n... and {num_wrong - MAX_NAMED} more" if num_wrong > MAX_NAMED else ""
-            lines = format_count(num_wrong, "wrong line")
-            raise UsageError(f"{self.name} has {lines}, so nothing was sent:\n" + "\n".join(wrong) + more)
+        num_prompts = check_lines(self.name, self._lines(), self._parse)
         if not num_prompts:
             raise UsageError(f'{self.name} is empty: write a text per line, or a JSON object with a "text".')
         return num_prompts
@@ -129,10 +116,41 @@ class PromptFile:
         return prompt
 
 
+def check_lines(name: str, lines: Iterable[tuple[int, bytes]], parse: Callable[[int, bytes], object]) -> int:
+    """Parse all lines; returns how many there are.
+
+    Raises:
+        UsageError: some are wrong; it names the first of them.
+    """
+    wrong: list[str] = []
+    num_wrong = num_lines = 0
+    for line, data in lines:
+        num_lines += 1
+        try:
+            parse(line, data)
+        except UsageError as error:
+            num_wrong += 1
+            if len(wrong) < MAX_NAMED:
+                wrong.append(f"line {line}: {error}")
+    if num_wrong:
+        more = f"\n... and {num_wrong - MAX_NAMED} more" if num_wrong > MAX_NAMED else ""
+        count = format_count(num_wrong, "wrong line")
+        raise UsageError(f"{name} has {count}, so nothing was sent:\n" + "\n".join(wrong) + more)
+    return num_lines
+
+
 def parse_object(text: str, line: int, common: Parameters) -> Prompt:
     """
     Raises:
         UsageError: it is not an object with a text and parameters in their ranges.
+    """
+    return to_prompt(read_object(text), line, common)
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """
+    Raises:
+        UsageError: it is not a JSON object, or has values that cannot be sent.
     """
     try:
         values = json.loads(text, parse_constant=refuse_constant)
@@ -144,6 +162,14 @@ def parse_object(text: str, line: int, common: Parameters) -> Prompt:
         raise UsageError('it is not a JSON object, such as {"text": "Once upon a time", "max_new_tokens": 20}.')
     for name, value in values.items():
         check_value(name, value)
+    return values
+
+
+def to_prompt(values: dict[str, Any], line: int, common: Parameters) -> Prompt:
+    """
+    Raises:
+        UsageError: there is no text, or a parameter is unknown or out of its range.
+    """
     prompt, identifier = values.pop("text", None), values.pop("id", None)
     if not isinstance(prompt, str):
         raise UsageError('it has no "text", or its "text" is not a string.')

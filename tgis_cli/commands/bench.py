@@ -43,9 +43,9 @@ class BenchGroup(Group):
         return name, command, rest
 
 
-app = typer.Typer(cls=BenchGroup, add_completion=False)
+app = typer.Typer(add_completion=False)
 
 
-@app.callback()
+@app.callback(cls=BenchGroup)
 def bench() -> None:
     """Measure a server as its users feel it. Without a command: `tgis bench load`."""

@@ -9,12 +9,12 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from tgis_cli.doctor.verdict import Subject, Verdict, fail, ok
+from tgis_cli.machine.versions import PACKAGES
 from tgis_server import __version__
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-PACKAGES = ("torch", "grpcio", "tokenizers", "safetensors", "numpy")
 MIN_PYTHON = (3, 11)
 
 

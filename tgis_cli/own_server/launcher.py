@@ -34,6 +34,7 @@ class LaunchOptions:
 
     flags: Mapping[str, str | bool | None]
     config_file: Path | None = None
+    python: str | None = None  # interpreter of the installation to launch; None: this one
 
 
 class Launcher:
@@ -65,9 +66,10 @@ class Launcher:
                 flags["log_file"] = str(log.path)
             config_file = options.config_file and str(options.config_file)
             text = json.dumps({"flags": flags, "config_file": config_file, "is_verbose": echo is not None})
+            program, *arguments = make_command("-m", "tgis_cli.attached", str(os.getpid()), text)
             launcher = cls(
                 subprocess.Popen(
-                    make_command("-m", "tgis_cli.attached", str(os.getpid()), text),
+                    (options.python or program, *arguments),
                     env=make_child_environment(environ),
                     stdin=subprocess.DEVNULL,
                     stdout=echo or log.file,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TextIO
 
-DEFAULT_COLUMNS = 80
+DEFAULT_COLUMNS, DEFAULT_LINES = 80, 24
 BOX = "╭─╮│╰╯"
 
 
@@ -42,12 +42,18 @@ def is_terminal(stream: TextIO) -> bool:
 
 def get_width(stream: TextIO) -> int:
     """Columns of a terminal now; without one those of the variable COLUMNS, or 80."""
+    return get_size(stream)[0]
+
+
+def get_size(stream: TextIO) -> tuple[int, int]:
+    """Columns and lines of a terminal now; without one those of the variables COLUMNS and LINES, or 80 and 24."""
     try:
-        columns = os.get_terminal_size(stream.fileno()).columns
+        columns, lines = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
-        columns = 0
-    given = os.environ.get("COLUMNS", "")
-    return columns or (int(given) if given.isdecimal() else 0) or DEFAULT_COLUMNS
+        columns, lines = 0, 0
+    given = (os.environ.get(name, "") for name in ("COLUMNS", "LINES"))
+    wide, high = (int(text) if text.isdecimal() else 0 for text in given)
+    return columns or wide or DEFAULT_COLUMNS, lines or high or DEFAULT_LINES
 
 
 def find_width(stream: TextIO) -> int | None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "launch": "Serve a model.",
     "run": "Try a model: serve it, complete text, and stop.",
     "ps": "List the running servers.",
+    "top": "Watch a running server.",
     "stop": "Stop running servers.",
     "plan": "Show what a model needs, and whether it runs here or on given devices.",
     "doctor": "Check this machine and suggest fixes.",
@@ -28,6 +29,7 @@ COMMANDS = {
     "health": "Check the health of a running server.",
     "generate": "Complete text with a running server.",
     "tokenize": "Show how text is split into tokens.",
+    "bench": "Measure a server as its users feel it.",
     "migrate": "Check manifests and scripts that start the original server.",
     "config": "Show every option, its value and origin, or write a commented config file.",
     "version": "Print versions of TGIS and of what it runs on.",
@@ -36,8 +38,9 @@ COMMANDS = {
 
 # How the help groups them, in this order; others follow under "Commands"
 SECTIONS = {
-    "Serve a model": ("run", "launch", "ps", "stop"),
+    "Serve a model": ("run", "launch", "ps", "top", "stop"),
     "Ask a server": ("generate", "tokenize", "health"),
+    "Measure": ("bench",),
     "Get and keep models": (
         "download-weights",
         "models",

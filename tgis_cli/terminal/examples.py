@@ -28,6 +28,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("tgis ps", "Show model, ports and state of each server."),
         ("tgis ps --json", "The same for scripts."),
     ),
+    "tgis top": (
+        ("tgis top", "Watch the only server; q ends it."),
+        ("tgis top --url http://host:3000", "Another one, by its HTTP port."),
+        ("tgis top --once --json", "A single look, for scripts."),
+    ),
     "tgis stop": (
         ("tgis stop", "Stop the only server."),
         ("tgis stop org/model", "Stop one by its model."),
@@ -42,6 +47,26 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "tgis tokenize": (
         ('tgis tokenize "Once upon a time"', "Ask a running server."),
         ("tgis tokenize --model org/model Hello", "Use the tokenizer of a model in the cache."),
+    ),
+    "tgis bench": (
+        ("tgis bench", "Measure the running server in half a minute."),
+        ("tgis bench --launch demo --html report.html", "Start a server, measure it, stop it; write charts."),
+        ("tgis bench load --sweep", "Find how much the server can take."),
+    ),
+    "tgis bench load": (
+        ("tgis bench load --concurrency 1,8,32 --duration 30", "Three levels of half a minute."),
+        ("tgis bench load --rate 4 --input-tokens 64:512 --output-tokens 200", "Four calls per second, at random."),
+        ('tgis bench load --goodput "ttft<500ms,itl<50ms"', "The highest rate with good latencies."),
+        ("tgis bench load --prompts trace.jsonl --json result.json", "Replay a trace, for scripts."),
+    ),
+    "tgis bench engine": (
+        ("tgis bench engine org/model", "Decode steps and prefills, beside what this machine can do."),
+        ("tgis bench engine org/model --rows 1,4 --context 512,4096 --prefill 2048", "At sizes of one's own."),
+        ("tgis bench engine org/model --num-shard 2 --json two.json", "On two shards, for a comparison."),
+    ),
+    "tgis bench start": (
+        ("tgis bench start org/model", "Three cold and three warm starts."),
+        ("tgis bench start org/model --repeat 10 --markdown start.md", "Ten of each, for a pull request."),
     ),
     "tgis health": (
         ("tgis health", "Exit code 0 if the server of this machine is ready."),

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
+from itertools import pairwise
 from typing import Any, NoReturn, TextIO
 
 from tgis_cli.terminal.sentences import print_sentence
@@ -146,7 +147,7 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
         argv: what followed the program's name; empty: no JSON.
     """
     print_sentence(f"tgis: {sentence}", sys.stderr)
-    if "--json" not in argv[: argv.index("--") if "--" in argv else None]:
+    if not asks_for_json(argv[: argv.index("--") if "--" in argv else None]):
         return
     from tgis_cli.terminal.command_table import PRINTS_EVENTS
 
@@ -158,6 +159,13 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
         print(json.dumps(told | {"exit_code": exit_code}), flush=True)
     except OSError:  # no reader, or no space: the sentence must do
         silence(sys.stdout)
+
+
+def asks_for_json(argv: Sequence[str]) -> bool:
+    """Whether stdout gets JSON: of `tgis bench load`, ``--json`` names a file, of which ``-`` is stdout."""
+    if argv[:1] != ["bench"] or (argv[1:2] and argv[1][:1] != "-" and argv[1] != "load"):
+        return "--json" in argv
+    return "--json=-" in argv or ("--json", "-") in pairwise(argv)
 
 
 def prepare_streams() -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from tgis_cli.terminal.capabilities import is_terminal
@@ -29,53 +29,69 @@ def quiet_input(output: TextIO) -> Iterator[None]:
     if not is_terminal(output) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    terminal = EchoSwitch(output)
-    terminal.switch_off()
+    terminal = ModeSwitch(output, termios.ECHO)
+    with changed_terminal(terminal.switch_off, terminal.restore):
+        yield
+
+
+@contextlib.contextmanager
+def changed_terminal(change: Callable[[], None], restore: Callable[[], None]) -> Iterator[None]:
+    """Change a terminal for the block, and restore it whatever ends or suspends that. For the main thread only."""
+    change()
     numbers = [number for number in ENDINGS if signal.getsignal(number) is signal.SIG_DFL]
 
     def give_in(number: int, _: object) -> None:
-        terminal.restore()
+        restore()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)  # returns from SIGTSTP when the shell continues this process
         signal.signal(number, give_in)
-        terminal.switch_off()
+        change()
 
     for number in numbers:
         signal.signal(number, give_in)
     try:
         yield
     finally:
-        terminal.restore()
+        restore()
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
 
 
-class EchoSwitch:
-    """The echo of the terminal behind a stream. A terminal that is gone, or in use by another job, is let alone."""
+class ModeSwitch:
+    """Local modes of the terminal behind a stream. A terminal that is gone, or in use by another job, is let alone."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, modes: int) -> None:
+        """
+        Args:
+            modes: of termios, such as ``ECHO``.
+        """
         self._stream = stream
-        self._before: list[Any] | None = None  # its attributes; None: the echo is as it was
+        self._modes = modes
+        self._before: list[Any] | None = None  # its attributes; None: they are as they were
 
     def switch_off(self) -> None:
         with contextlib.suppress(OSError, ValueError, termios.error):
             attributes = termios.tcgetattr(self._stream)
-            if not attributes[LOCAL_MODES] & termios.ECHO or not self._is_ours():
+            if not attributes[LOCAL_MODES] & self._modes or not self.is_ours():
                 return
-            quiet = attributes.copy()
-            quiet[LOCAL_MODES] &= ~termios.ECHO
-            self._set(quiet)
+            changed = attributes.copy()
+            changed[LOCAL_MODES] &= ~self._modes
+            self._set(changed)
             self._before = attributes
 
     def restore(self) -> None:
         before, self._before = self._before, None
         with contextlib.suppress(OSError, ValueError, termios.error):
-            if before is not None and self._is_ours():
+            if before is not None and self.is_ours():
                 self._set(before)
+
+    def is_ours(self) -> bool:
+        """Whether this process is in the foreground: otherwise a change would suspend it.
+
+        Raises:
+            OSError: it is not the terminal that controls this process.
+        """
+        return os.tcgetpgrp(self._stream.fileno()) == os.getpgrp()
 
     def _set(self, attributes: list[Any]) -> None:
         termios.tcsetattr(self._stream, termios.TCSANOW, attributes)  # without waiting for a paused terminal
-
-    def _is_ours(self) -> bool:
-        """Whether this process is in the foreground: otherwise the change would suspend it."""
-        return os.tcgetpgrp(self._stream.fileno()) == os.getpgrp()

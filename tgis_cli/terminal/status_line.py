@@ -1,4 +1,4 @@
-"""One line that is written again and again while a command works, and disappears in the end."""
+"""Lines, mostly one, that are written again and again while a command works, and disappear in the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from tgis_cli.terminal.capabilities import get_width, is_capable
+from tgis_cli.terminal.capabilities import get_size, is_capable
 from tgis_server.words.control_characters import escape_controls
 
 CLEAR_LINE = "\r\x1b[2K"
@@ -38,20 +38,29 @@ class StatusLine:
         self._text = ""
 
     def show(self, describe: Callable[[], str]) -> None:
-        """Write the line, unless that was done a short time ago."""
+        """Write the line, or several, unless that was done a short time ago."""
         now = self._clock()
         if self._every_s == math.inf or now - self._written_at < self._every_s:
             return
-        if (text := escape_controls(describe())) == self._text:
+        lines = [escape_controls(line) for line in describe().split("\n")]
+        if (text := "\n".join(lines)) == self._text:
             return
+        if self.is_live:  # a line that wraps, or has left the screen, cannot be cleared
+            width, height = get_size(self._stream)
+            shown = "\n".join(line[: width - 1] for line in lines[-height:])
+            self._write(self._erase() + shown)
+        else:
+            self._write(f"{text}\n")
         self._written_at, self._text = now, text
-        # A line that wraps cannot be cleared.
-        self._write(CLEAR_LINE + text[: get_width(self._stream) - 1] if self.is_live else f"{text}\n")
 
     def clear(self) -> None:
         if self.is_live and self._text:
-            self._write(CLEAR_LINE)
+            self._write(self._erase())
         self._written_at, self._text = float("-inf"), ""
+
+    def _erase(self) -> str:
+        above = min(self._text.count("\n"), get_size(self._stream)[1] - 1)
+        return f"\r\x1b[{above}A\x1b[J" if above else CLEAR_LINE
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # gone or full; closed

@@ -64,6 +64,18 @@ class RankMemory(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What a rank reads and computes in a step, for comparing times with the limits of a machine."""
+
+    weight_bytes: int  # read in each step; without embeddings, of which a step reads only a few rows
+    token_flops: int  # for each token, without attention and the output head
+    head_flops: int  # for each row that samples
+    layer_kv_bytes: int  # keys and values of one token in one layer
+    layer_pair_flops: int  # attention in one layer, for each pair of a token and a key
+    windows: tuple[int | None, ...]  # for each layer the keys that a token sees; None: all
+
+
 class ModelSizes(Protocol):
     """The sizes of a model whose files have been checked, for any valid number of shards."""
 
@@ -71,6 +83,8 @@ class ModelSizes(Protocol):
         """Size of the weights that ``rank`` reads, held as ``dtype``."""
 
     def kv_bytes_per_token(self, rank: int, num_shard: int, dtype: str) -> int: ...
+
+    def step_work(self, rank: int, num_shard: int, dtype: str) -> StepWork: ...
 
     def rank_memory(self, run: Run, rank: int) -> RankMemory: ...
 

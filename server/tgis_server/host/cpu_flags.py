@@ -1,4 +1,4 @@
-"""The instruction sets of this machine's CPU."""
+"""The model of this machine's CPU, and its instruction sets."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ def read_cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str] | None:
         if name.strip().lower() in ("flags", "features"):  # the latter on ARM
             return frozenset(flags.split())
     return None
+
+
+def read_cpu_model(cpuinfo: Path = CPUINFO) -> str:
+    """The name of the first CPU, such as ``AMD EPYC 9654 96-Core Processor``; empty if the kernel gives none."""
+    for line in cgroup.read_text(cpuinfo).splitlines():
+        name, _, model = line.partition(":")
+        if name.strip().lower() in ("model name", "cpu model"):
+            return " ".join(model.split())
+    return ""

@@ -50,7 +50,7 @@ def _lead(run: Run, status: ShardStatus) -> None:
     followers = PlanPublisher(Endpoint.unix(run.plan_socket), run.num_shard - 1, run.config.step_timeout)
     control = ControlPublisher(Endpoint.unix(run.control_socket), run.num_shard - 1 if takes_adapters(run) else 0)
     server = start_server(run.shard_socket(0), ShardServicer(status, inbox, outbox))
-    runner = _load(run, 0, status)
+    runner = load(run, 0, status)
     try:
         scheduler = Scheduler(
             SchedulerLimits.of(
@@ -94,7 +94,7 @@ def _lead(run: Run, status: ShardStatus) -> None:
 
 def _follow(run: Run, rank: int, status: ShardStatus) -> None:
     server = start_server(run.shard_socket(rank), ShardServicer(status, None, None))
-    runner = _load(run, rank, status)
+    runner = load(run, rank, status)
     try:
         plans = PlanSubscriber.connect(Endpoint.unix(run.plan_socket), run.config.startup_timeout)
         staging: StagingFollower | None = None
@@ -124,7 +124,8 @@ def defer_stop_signals(on_signal: Callable[[], None]) -> None:
         signal.signal(number, lambda *_: on_signal())
 
 
-def _load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:
+def load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:
+    """Load this rank's engine, and note in ``status`` how far it is and what was loaded."""
     started_at = time.monotonic()
     status.report_progress("importing libraries", 0, 0)
     runner = load_runner(run, rank, status.report_progress)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tgis_cli.bench.result import Estimate
+from tgis_server.errors import UsageError
 
 
 @dataclass(slots=True)
@@ -76,6 +79,7 @@ class Level:
     series: Series
     waterfall: list[dict[str, Any]]  # at most 200 calls: due_s, sent_s, first_s, end_s, status, output_tokens
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -85,3 +89,45 @@ class LoadDetail:
     levels: list[Level]
     knee: str | None = None  # title of the level beyond which latency grows faster than throughput
     goodput: dict[str, Any] | None = None  # objectives, share, highest rate that held, rates that were tried
+
+
+def read_detail(facts: Mapping[str, Any]) -> LoadDetail:
+    """The details of a load result that was read from JSON, where null stands for a number that is none.
+
+    Raises:
+        UsageError: parts are missing.
+    """
+    try:
+        levels = [read_level(level) for level in facts["levels"]]
+        return LoadDetail(levels=levels, **pick(LoadDetail, facts, but=("levels",)))
+    except (KeyError, TypeError, AttributeError):
+        raise UsageError("The result is damaged: parts of its details are missing.") from None
+
+
+def read_level(facts: Mapping[str, Any]) -> Level:
+    rates = ("requests_per_s", "output_tokens_per_s", "total_tokens_per_s")
+    read: dict[str, Any] = {name: read_estimate(facts[name]) for name in rates}
+    read |= {name: Window(**pick(Window, facts[name])) for name in ("whole", "steady")}
+    read["latencies"] = {name: read_distribution(each) for name, each in facts["latencies"].items()}
+    read["series"] = Series(**pick(Series, facts["series"]))
+    read["whole_output_tokens_per_s"] = read_number(facts["whole_output_tokens_per_s"])
+    return Level(**read, **pick(Level, facts, but=read))
+
+
+def read_distribution(facts: Mapping[str, Any]) -> Distribution:
+    read: dict[str, Any] = {name: read_number(facts[name]) for name in ("mean", "minimum", "maximum")}
+    read["percentiles"] = {name: read_estimate(each) for name, each in facts["percentiles"].items()}
+    return Distribution(**read, **pick(Distribution, facts, but=read))
+
+
+def read_estimate(facts: Mapping[str, Any]) -> Estimate:
+    return Estimate(read_number(facts["value"]), facts.get("low"), facts.get("high"))
+
+
+def read_number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def pick(of: type[Any], facts: Mapping[str, Any], but: Container[str] = ()) -> dict[str, Any]:
+    """Those facts that are fields of a class; a later version may have written more."""
+    return {name: facts[name] for name in of.__dataclass_fields__ if name in facts and name not in but}

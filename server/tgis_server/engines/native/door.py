@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tgis_server.engines.door import ModelSummary
+from tgis_server.engines.door import ModelSummary, StepWork
 from tgis_server.engines.native.checkpoint.inspect import Checkpoint, check_num_shard, inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of, read_spec
 from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE, MAX_PRIMITIVES, RankMemory, rank_memory
@@ -70,6 +70,9 @@ class CheckpointSizes:
 
     def kv_bytes_per_token(self, rank: int, num_shard: int, dtype: str) -> int:
         return self.among(num_shard).kv_bytes_per_token(rank, dtype)
+
+    def step_work(self, rank: int, num_shard: int, dtype: str) -> StepWork:
+        return self.among(num_shard).step_work(rank, dtype)
 
     def rank_memory(self, run: Run, rank: int) -> RankMemory:
         return rank_memory(run, self.among(run.num_shard), rank)

@@ -11,8 +11,16 @@ from functools import cache, partial
 from pathlib import Path
 
 from tgis_server import failures
+from tgis_server.engines.door import StepWork
 from tgis_server.engines.native.families import outer_tensors, parameters_of
-from tgis_server.engines.native.parameters.pieces import Parameter, can_split, kv_heads_of, slice_of, valid_num_shards
+from tgis_server.engines.native.parameters.pieces import (
+    Kind,
+    Parameter,
+    can_split,
+    kv_heads_of,
+    slice_of,
+    valid_num_shards,
+)
 from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.model_files import (
     HEADER_DTYPES,
@@ -47,11 +55,11 @@ class Checkpoint:
 
     def num_elements(self, rank: int) -> int:
         """Number of weights on ``rank``."""
-        return sum(
-            slice_of(piece, self.spec, rank, self.num_shard).num_elements
-            for parameter in self.parameters
-            for piece in parameter.pieces
-        )
+        return sum(self.elements_of(parameter, rank) for parameter in self.parameters)
+
+    def elements_of(self, parameter: Parameter, rank: int) -> int:
+        """Number of a parameter's weights on ``rank``."""
+        return sum(slice_of(piece, self.spec, rank, self.num_shard).num_elements for piece in parameter.pieces)
 
     def weight_bytes(self, rank: int, dtype: str) -> int:
         """Bytes of the weights on ``rank``, held as ``dtype``."""
@@ -59,8 +67,34 @@ class Checkpoint:
 
     def kv_bytes_per_token(self, rank: int, dtype: str) -> int:
         """Bytes of one token's keys and values on ``rank``, in all layers."""
+        return self.spec.num_layers * self.layer_kv_bytes(rank, dtype)
+
+    def layer_kv_bytes(self, rank: int, dtype: str) -> int:
+        """The same in one layer."""
         heads = len(kv_heads_of(self.spec, rank, self.num_shard))
-        return 2 * self.spec.num_layers * heads * self.spec.head_dim * ITEM_BYTES[dtype]
+        return 2 * heads * self.spec.head_dim * ITEM_BYTES[dtype]
+
+    def step_work(self, rank: int, dtype: str) -> StepWork:
+        """What a step reads and computes on ``rank``. The encoder of an encoder-decoder counts as a part of it."""
+        spec = self.spec
+        head_name = outer_tensors(spec)[0 if spec.is_head_tied else 1]
+        looked_up = linear = head = 0
+        for parameter in self.parameters:
+            elements = self.elements_of(parameter, rank)
+            if parameter.pieces[0].tensor == head_name:
+                head = elements
+            elif parameter.kind is Kind.EMBEDDING:
+                looked_up += elements
+            elif parameter.kind is Kind.LINEAR:
+                linear += elements
+        return StepWork(
+            weight_bytes=(self.num_elements(rank) - looked_up) * ITEM_BYTES[dtype],
+            token_flops=2 * linear,
+            head_flops=2 * head,
+            layer_kv_bytes=self.layer_kv_bytes(rank, dtype),
+            layer_pair_flops=4 * spec.num_heads // self.num_shard * spec.head_dim,
+            windows=spec.windows or (None,) * spec.num_layers,
+        )
 
 
 def inspect_checkpoint(model_dir: Path, spec: DecoderSpec, num_shard: int) -> Checkpoint:

@@ -1,0 +1,170 @@
+"""The standard table: this server and its engine on models of 135M and 1.1B weights, beside what peers reached.
+
+``make bench [PEERS=FILE]``, or ``python scripts/bench/standard_table.py [--models 135m 1.1b] [--peers FILE] [--json
+FILE]``. The figures are those of ``tgis bench``; ``peers.py`` says what a peers file is. The models have random weights
+and are made on first use. Prompts have 128 tokens; answers have 64, and 128 with one stream. Rates of several streams
+are over the whole load with its prefills. "engine" is what the engine would need for the same tokens if nothing else
+took time: each prompt computed alone, then decode steps of all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from peers import BY_STREAMS, DECODE, FIRST, PEAK, READY, ROWS, read_peers
+from tgis_cli.runs.memory import measure_memory
+from tgis_server.host.interpreter import make_command, make_environment
+
+HERE = Path(__file__).resolve().parent
+MODELS_DIR = HERE.parent.parent / ".cache" / "bench"
+MODELS = {"135m": "llama-135m", "1.1b": "llama-1.1b"}
+TGIS = Path(sys.executable).parent / "tgis"
+PROMPT, NEW, LONG_PROMPT = 128, 64, 512
+CONTEXT = PROMPT + NEW // 2  # the mean over an answer
+STARTS, ROUNDS = 3, 3
+MEMORY_S = 0.5
+ATTACHED = "tgis_cli.attached"  # the module that is the launcher of a server of one command
+
+
+def bench(*words: str) -> dict[str, Any]:
+    """Run ``tgis bench`` and return its result; problems of the result are passed on to stderr."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [TGIS, "bench", *words, "--json", file.name]
+        ended = subprocess.run(command, stdout=subprocess.DEVNULL)
+        text = Path(file.name).read_text()
+    if not text:
+        raise SystemExit(f"{shlex.join(map(str, command))} ended with code {ended.returncode}")
+    result: dict[str, Any] = json.loads(text)
+    for problem in result["problems"]:
+        print(f"tgis bench {shlex.join(words)}: {problem}", file=sys.stderr)
+    return result
+
+
+def read_figures(result: dict[str, Any]) -> dict[tuple[str, str], float]:
+    return {(each["group"], each["name"]): each["estimate"]["value"] for each in result["figures"]}
+
+
+def load(model: Path, *, streams: int, requests: int, prompt: int = PROMPT, new: int = NEW) -> dict[str, Any]:
+    """The one level of a load on a server of its own."""
+    words = ["--concurrency", streams, "--requests", requests, "--input-tokens", prompt, "--output-tokens", new]
+    level: dict[str, Any] = bench("load", "--launch", shlex.quote(str(model)), *map(str, words))["detail"]["levels"][0]
+    return level
+
+
+class PeakWatch:
+    """The most memory of the servers that descend from this process, sampled in a thread."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        while not self._is_over.wait(MEMORY_S):
+            with contextlib.suppress(psutil.Error):
+                for process in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        if ATTACHED in process.cmdline():
+                            self.num_bytes = max(self.num_bytes, measure_memory(process.pid))
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            thread.join()
+
+
+def measure_served(model: Path) -> dict[str, float]:
+    """The server's figures by row of the table."""
+    watch = PeakWatch()
+    with watch.watching():
+        single = load(model, streams=1, requests=ROUNDS, new=2 * NEW)
+        found = {DECODE: 1 / single["latencies"]["tpot"]["mean"]}
+        for streams, row in BY_STREAMS.items():
+            level = load(model, streams=streams, requests=ROUNDS * max(16, streams))
+            found[row] = level["whole_output_tokens_per_s"]
+        found[FIRST] = load(model, streams=1, requests=5, prompt=LONG_PROMPT, new=2)["latencies"]["ttft"]["mean"]
+    starts = read_figures(bench("start", str(model), "--repeat", str(STARTS)))
+    return found | {READY: starts["warm start", "ready"], PEAK: watch.num_bytes / 2**30}
+
+
+def measure_engine(model: Path) -> dict[str, float]:
+    """What the engine alone would reach, by row of the table."""
+    rows = ",".join(map(str, (1, *BY_STREAMS)))
+    words = ["--rows", rows, "--context", CONTEXT, "--prefill", f"{PROMPT},{LONG_PROMPT}", "--repeat", ROUNDS]
+    figures = read_figures(bench("engine", str(model), *map(str, words)))
+    prefill_s = figures[f"prefill, {PROMPT} tokens", "time"]
+    found = {
+        DECODE: figures[f"decode, 1 row at {CONTEXT}", "tokens_per_s"],
+        FIRST: figures[f"prefill, {LONG_PROMPT} tokens", "time"],
+    }
+    for streams, row in BY_STREAMS.items():
+        step_s = figures[f"decode, {streams} rows at {CONTEXT}", "time"]
+        found[row] = streams * NEW / (streams * prefill_s + (NEW - 1) * step_s)
+    return found
+
+
+def make_table(
+    served: dict[str, float], engine: dict[str, float], peers: dict[str, dict[str, float]]
+) -> list[list[str]]:
+    table = [["", "ours", "engine", "ratio", *peers]]
+    for row in ROWS:
+        columns = [served.get(row), engine.get(row), find_ratio(row, served, engine)]
+        columns += [figures.get(row) for figures in peers.values()]
+        table.append([row, *("" if value is None else f"{value:.3g}" for value in columns)])
+    return table
+
+
+def find_ratio(row: str, served: dict[str, float], engine: dict[str, float]) -> float | None:
+    """The share of the engine's speed that the server reaches; the first token's row has times instead of rates."""
+    if row not in engine:
+        return None
+    return engine[row] / served[row] if row == FIRST else served[row] / engine[row]
+
+
+def print_table(title: str, table: list[list[str]]) -> None:
+    sizes = [max(map(len, column)) for column in zip(*table, strict=True)]
+    print(f"\n{title}")
+    for name, *cells in table:
+        line = name.ljust(sizes[0]) + "".join(f"  {cell:>{size}}" for cell, size in zip(cells, sizes[1:], strict=True))
+        print(line.rstrip())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--peers", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    peers = read_peers(given.peers.read_text()) if given.peers else {}
+    wanted = [word for shape in given.models for word in ("--model", MODELS[shape])]
+    making = make_command(str(HERE / "make_models.py"), str(MODELS_DIR), *wanted)
+    subprocess.run(making, env=make_environment(os.environ), check=True)
+    found = {}
+    for shape in given.models:
+        model = MODELS_DIR / MODELS[shape]
+        served, engine = measure_served(model), measure_engine(model)
+        found[shape] = {"served": served, "engine": engine, "peers": peers.get(shape, {})}
+        print_table(MODELS[shape], make_table(served, engine, peers.get(shape, {})))
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

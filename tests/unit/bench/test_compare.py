@@ -1,0 +1,221 @@
+"""Which changes between two results count."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tgis_cli.__main__ import main
+from tgis_cli.bench.compare import Change, compare_results
+from tgis_cli.bench.report.changes import describe_table, write_table
+from tgis_cli.bench.result import Estimate, Figure, Result
+from tgis_server.errors import UsageError
+
+
+def result_of(*figures: Figure, **changes) -> Result:
+    facts = {
+        "kind": "load",
+        "created_at": "2026-01-01T00:00:00+00:00",
+        "command": "tgis bench",
+        "options": {},
+        "shape": {"input_tokens": "128"},
+        "fingerprint": {"cpu": {"model": "Fast 1"}},
+    }
+    return Result(**facts | changes, figures=list(figures))
+
+
+def speed(value: float, reach: float = 0.01, *, group: str = "8 streams") -> Figure:
+    estimate = Estimate(value, value * (1 - reach), value * (1 + reach))
+    return Figure(group, "output_tokens_per_s", "tokens/s", "higher", estimate)
+
+
+def latency(value: float, low: float | None = None, high: float | None = None, *, name: str = "ttft_p50") -> Figure:
+    return Figure("8 streams", name, "s", "lower", Estimate(value, low, high))
+
+
+def find_change(old: Figure, new: Figure, **options) -> Change:
+    (row,) = compare_results(result_of(old), result_of(new), **options).rows
+    return row.change
+
+
+@pytest.mark.parametrize(
+    ("new", "change"),
+    [
+        (speed(90), Change.REGRESSION),
+        (speed(97), Change.WORSE),
+        (speed(99), Change.NOISE),
+        (speed(110), Change.BETTER),
+        (speed(80, 0.3), Change.NOISE),
+    ],
+)
+def test_a_regression_is_larger_than_allowed_and_larger_than_noise(new, change):
+    assert find_change(speed(100), new) == change
+
+
+@pytest.mark.parametrize(
+    ("new", "change"),
+    [
+        (latency(0.12, 0.119, 0.121), Change.REGRESSION),
+        (latency(0.103, 0.1025, 0.1035), Change.WORSE),
+        (latency(0.08, 0.079, 0.081), Change.BETTER),
+    ],
+)
+def test_of_latencies_lower_is_better(new, change):
+    assert find_change(latency(0.1, 0.099, 0.101), new) == change
+
+
+def test_the_allowed_share_can_be_set():
+    assert find_change(speed(100), speed(90), max_regress=0.2) == Change.WORSE
+    assert find_change(speed(100), speed(97), max_regress=0.01) == Change.REGRESSION
+
+
+def test_a_figure_without_an_interval_is_told_but_does_not_count():
+    table = compare_results(result_of(latency(0.1)), result_of(latency(0.2)))
+
+    assert [row.change for row in table.rows] == [Change.UNKNOWN]
+    assert "1 figure without an interval" in table.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "change"), [(0.05, Change.REGRESSION), (0.005, Change.NOISE)], ids=["many failures", "a few"]
+)
+def test_failures_that_were_none_count_beyond_chance(low, change):
+    old = latency(0.0, 0.0, 0.01, name="failed_share")
+
+    assert find_change(old, latency(0.1, low, 0.2, name="failed_share")) == change
+
+
+def test_the_interval_of_the_ratio_combines_both():
+    (row,) = compare_results(result_of(speed(100, 0.03)), result_of(speed(110, 0.04))).rows
+
+    assert row.ratio.value == pytest.approx(1.1)
+    assert row.ratio.low == pytest.approx(1.1 * 0.951, rel=0.002)
+    assert row.ratio.high == pytest.approx(1.1 * 1.051, rel=0.002)
+
+
+def test_with_many_figures_each_needs_a_clearer_change():
+    names = [f"ttft_p{number}" for number in range(60)]
+    old = [latency(1.0, 0.96, 1.04, name=name) for name in names]
+    new = [latency(1.07, 1.03, 1.11, name=name) for name in names]
+
+    assert find_change(old[0], new[0]) == Change.REGRESSION
+    assert {row.change for row in compare_results(result_of(*old), result_of(*new)).rows} == {Change.NOISE}
+
+
+def test_figures_that_are_neither_better_nor_worse_are_left_out():
+    neutral = Figure("8 streams", "ttft_mean", "s", "", Estimate(1.0))
+
+    assert len(compare_results(result_of(speed(1), neutral), result_of(speed(1), neutral)).rows) == 1
+
+
+def test_groups_that_only_one_result_has_are_named():
+    old = result_of(speed(1, group="1 stream"), speed(1))
+    new = result_of(speed(1), speed(1, group="32 streams"))
+
+    assert compare_results(old, new).notes == [
+        "Only the old result has 1 stream.",
+        "Only the new result has 32 streams.",
+    ]
+
+
+def test_doubtful_results_and_other_surroundings_are_said():
+    old = result_of(speed(1), problems=["The generator was late."])
+    new = result_of(speed(1), is_cut=True, fingerprint={"cpu": {"model": "Fast 2"}, "memory": {"free_bytes": 3}})
+
+    assert compare_results(old, new).notes == [
+        "The old result is invalid: The generator was late.",
+        "The new result was cut before its time.",
+        "The surroundings differ in cpu.model: Fast 1, then Fast 2.",
+    ]
+
+
+def test_results_of_other_loads_are_refused_unless_told_otherwise():
+    old, new = result_of(speed(1)), result_of(speed(1), shape={"input_tokens": "64"})
+
+    with pytest.raises(UsageError, match=r"different loads \(input_tokens: 128, then 64\)"):
+        compare_results(old, new)
+    assert "The loads differ in input_tokens: 128, then 64." in compare_results(old, new, any_shape=True).notes
+
+
+def test_results_of_other_kinds_are_refused():
+    with pytest.raises(UsageError, match="old result is of `tgis bench load`, and the new one of `tgis bench start`"):
+        compare_results(result_of(speed(1)), result_of(speed(1), kind="start"), any_shape=True)
+
+
+def test_results_without_a_common_figure_are_refused():
+    with pytest.raises(UsageError, match="no figure in common"):
+        compare_results(result_of(speed(1)), result_of(speed(1, group="1 stream")))
+
+
+def test_the_table_fits_80_columns_and_names_regressions():
+    old = result_of(speed(812.1), latency(0.0412, 0.041, 0.042), latency(0.0, 0.0, 0.01, name="failed_share"))
+    new = result_of(speed(700.3), latency(0.0411, 0.041, 0.042), latency(0.0, 0.0, 0.01, name="failed_share"))
+
+    lines = describe_table(compare_results(old, new), 80, is_colored=False)
+
+    assert max(map(len, lines)) <= 80
+    assert [line.split() for line in lines[:3]] == [
+        ["8", "streams", "old", "new", "change", "interval"],
+        *(
+            ["output", "tokens,", "tokens/s", "812", "700", "-13.8", "%", "-15.2", "to", "-12.3", "%", "REGRESSION"],
+            ["TTFT", "p50,", "ms", "41.2", "41.1", "-0.2", "%", "-2.6", "to", "+2.5", "%", "noise"],
+        ),
+    ]
+    assert lines[5].startswith("worse    8 streams, output tokens -13.8 %.")
+
+
+def test_markdown_has_a_table_and_the_notes():
+    text = write_table(compare_results(result_of(speed(100)), result_of(speed(80))))
+
+    assert text.startswith("| 8 streams | old | new | change | interval |")
+    assert "REGRESSION |" in text
+    assert "- **worse**: 8 streams, output tokens -20.0 %." in text
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["tgis", "bench", "compare", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code or 0
+
+
+@pytest.fixture
+def results(tmp_path):
+    for name, value in (("old", 100), ("new", 80)):
+        (tmp_path / f"{name}.json").write_text(result_of(speed(value)).to_json())
+    return tmp_path
+
+
+def test_the_exit_code_tells_a_regression(results, monkeypatch, capfd):
+    old, new = results / "old.json", results / "new.json"
+
+    assert run(monkeypatch, old, new) == 1
+    assert run(monkeypatch, new, old) == 0
+    assert run(monkeypatch, old, new, "--max-regress", "30%") == 0
+    assert "REGRESSION" in capfd.readouterr().out
+
+
+def test_json_has_every_row(results, monkeypatch, capfd):
+    assert run(monkeypatch, results / "old.json", results / "new.json", "--json") == 1
+
+    facts = json.loads(capfd.readouterr().out)
+    assert facts["has_regressed"] is True
+    assert facts["rows"][0]["ratio"]["value"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("old.json", "missing.json"), "missing.json cannot be read: No such file or directory."),
+        (("old.json", "new.json", "--max-regress", "much"), "--max-regress is 'much', but must be a share below 1"),
+        (("old.json", "new.json", "--json", "--markdown"), "Give either --json or --markdown"),
+        (("old.json",), "NEW.json is missing"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_sentence(results, monkeypatch, capfd, arguments, sentence):
+    monkeypatch.chdir(results)
+
+    assert run(monkeypatch, *arguments) == 2
+    assert sentence in capfd.readouterr().err

@@ -1,0 +1,280 @@
+"""The figures of levels that can be computed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.detail import Level
+from tgis_cli.bench.load.figures import make_level, to_figures
+from tgis_cli.bench.load.objectives import Objective
+from tgis_cli.bench.result import Estimate, drop_nonfinite
+from timelines import Timeline, closed_loop, healthy, open_loop
+
+
+def level_of(timeline: Timeline, concurrency: int | None = 2, **options) -> Level:
+    records = timeline.records()
+    due_s = None if concurrency else tuple(sorted(records.due_s))
+    arrivals = Arrivals(concurrency=concurrency, due_s=due_s)
+    health = options.pop("health", healthy())
+    return make_level(records, health, arrivals, "level", is_streamed=True, **options)
+
+
+def test_latencies_of_streams_are_those_of_their_tokens():
+    # Calls of 1 s: first token after 0.5 s, then five gaps of 0.1 s.
+    level = level_of(closed_loop())
+
+    means = {name: latency.mean for name, latency in level.latencies.items()}
+    assert means == pytest.approx(
+        {"ttft": 0.5, "itl": 0.1, "tpot": 0.1, "e2e": 1.0, "ttft_intended": 0.5, "e2e_intended": 1.0}
+    )
+    # Of ten rounds, the first one is ramp-up.
+    assert (level.sent, level.completed) == (20, 18)
+    assert level.latencies["ttft"].percentiles["50"] == Estimate(0.5, 0.5, 0.5)
+    assert level.latencies["itl"].count == pytest.approx(90, abs=2)  # some arrive at the very border
+
+
+def test_percentiles_without_enough_calls_are_left_out():
+    assert list(level_of(closed_loop()).latencies["e2e"].percentiles) == ["50"]
+
+
+def test_a_late_start_lengthens_only_what_counts_from_the_intended_one():
+    timeline = Timeline()
+    for number in range(10):
+        timeline.stream(number + 0.3, number + 0.5, [0.1], due_s=number)
+
+    latencies = level_of(timeline, None).latencies
+
+    assert latencies["ttft"].mean == pytest.approx(0.2)
+    assert latencies["ttft_intended"].mean == pytest.approx(0.5)
+
+
+def test_rates_are_those_of_the_steady_window():
+    # Two streams of six tokens per second after ten prompt tokens per second.
+    level = level_of(closed_loop(stagger_s=0.25))
+
+    assert level.output_tokens_per_s.value == pytest.approx(12, rel=0.02)
+    assert level.total_tokens_per_s.value == pytest.approx(32, rel=0.02)
+    assert level.requests_per_s.value == pytest.approx(2, rel=0.02)
+    assert level.whole_output_tokens_per_s == pytest.approx(120 / 10.25)
+
+
+def test_rates_of_a_steady_level_have_narrow_intervals():
+    rate = level_of(closed_loop(streams=20, calls_per_stream=50, stagger_s=0.05), 20).output_tokens_per_s
+
+    assert rate.low < rate.value < rate.high
+    assert rate.high - rate.low < 0.02 * rate.value
+
+
+def test_a_long_call_across_the_border_of_the_window_counts_in_part():
+    timeline = closed_loop(streams=1, calls_per_stream=10)
+    timeline.stream(0.0, 0.5, [0.5] * 40)  # ends long after the other stream: two tokens per second
+
+    level = level_of(timeline)
+
+    assert (level.steady.start_s, level.steady.end_s) == pytest.approx((0.5, 10.0))
+    assert level.output_tokens_per_s.value == pytest.approx(8, rel=0.06)
+
+
+def test_unary_calls_have_no_first_token_and_their_tokens_count_evenly():
+    timeline = Timeline()
+    for number in range(20):
+        timeline.answer(number, number + 1, output_tokens=8)
+
+    level = level_of(timeline, 1)
+
+    assert set(level.latencies) == {"e2e", "e2e_intended"}
+    assert level.output_tokens_per_s.value == pytest.approx(8)
+    assert level.series.ttft_p50_s == [None] * 20
+
+
+def test_failures_are_counted_by_status_with_the_first_text():
+    timeline = closed_loop()
+    timeline.answer(5.0, 5.1, status=8, output_tokens=0)
+    timeline.answer(5.1, 5.2, status=8, output_tokens=0)
+    timeline.answer(5.2, 5.3, status=14, output_tokens=0)
+    timeline.answer(9.9, 10.0, status=-1, output_tokens=0)
+    timeline.texts = {8: "Model is overloaded", 14: "connection lost"}
+
+    level = level_of(timeline)
+
+    assert level.failed == 3
+    assert level.failures == {"RESOURCE_EXHAUSTED": 2, "UNAVAILABLE": 1}
+    assert level.failure_texts == {"RESOURCE_EXHAUSTED": "Model is overloaded", "UNAVAILABLE": "connection lost"}
+    assert level.series.errors == [0, 0, 0, 0, 0, 3, 0, 0, 0, 0]
+
+
+def test_a_level_of_failures_alone_has_no_latencies_and_can_be_written():
+    timeline = Timeline()
+    for number in range(10):
+        timeline.answer(number, number + 1, status=14, output_tokens=0)
+
+    level = level_of(timeline, 1)
+
+    assert (level.latencies, level.completed, level.failed) == ({}, 0, 10)
+    assert level.output_tokens_per_s.value == 0
+    assert drop_nonfinite(dataclasses.asdict(level))["requests_per_s"]["value"] == 0
+
+
+def test_a_level_without_calls_is_empty():
+    level = level_of(Timeline())
+
+    assert (level.sent, level.latencies, level.waterfall, level.failures) == (0, {}, [], {})
+
+
+def test_answers_with_other_numbers_of_tokens_than_asked_for_cast_doubt():
+    timeline = closed_loop()
+    timeline.stream(9.0, 9.5, [0.1] * 5, asked_output=7)
+    timeline.stream(9.0, 9.5, [0.1] * 5, asked_output=6)
+
+    level = level_of(timeline)
+
+    assert level.wrong_counts == 1
+    assert "1 answer had another number of tokens" in level.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "share"),
+    [
+        ([("ttft", 0.6)], 9 / 10),
+        ([("itl", 0.05)], 0.0),
+        ([("itl", 0.15)], 1.0),
+        ([("ttft", 0.6), ("tpot", 0.11)], 9 / 10),
+        ([("e2e", 0.9)], 0.0),
+    ],
+)
+def test_the_share_that_keeps_to_the_objectives_counts_from_the_intended_start(objectives, share):
+    timeline = Timeline()
+    for number in range(11):  # the first one is ramp-up
+        timeline.stream(number, number + 0.5, [0.1] * 5, due_s=number - (0.3 if number == 5 else 0))
+
+    level = level_of(timeline, 1, objectives=[Objective(*each) for each in objectives])
+
+    assert level.completed == 10
+    assert level.objective_share == pytest.approx(share)
+
+
+def test_one_slow_gap_in_twenty_is_within_an_objective_for_gaps():
+    timeline = Timeline()
+    timeline.stream(0.0, 0.1)  # ramp-up
+    timeline.stream(0.2, 0.3, [0.01] * 19 + [1.0])
+    timeline.stream(2.0, 2.1, [0.01] * 18 + [1.0] * 2)
+
+    assert level_of(timeline, 1, objectives=[Objective("itl", 0.05)]).objective_share == 0.5
+
+
+def test_the_series_shows_the_level_second_by_second():
+    timeline = Timeline()
+    for sent_s in (0.05, 1.05, 2.05):
+        timeline.stream(sent_s, sent_s + 0.5, [0.1] * 4)
+    timeline.stream(1.05, 1.35, [0.3] * 2)
+
+    series = level_of(timeline).series
+
+    assert series.step_s == 1
+    assert series.output_tokens_per_s == [5, 8, 5]
+    assert series.in_flight == pytest.approx([0.9, 1.8, 0.9])
+    assert series.ttft_p50_s == pytest.approx([0.5, 0.3, 0.5], rel=0.02)
+    assert series.itl_p95_s == pytest.approx([0.1, 0.3, 0.1], rel=0.02)
+
+
+def test_a_long_level_has_longer_steps():
+    series = level_of(open_loop(np.arange(1300.0), np.ones(1300)), None).series
+
+    assert series.step_s == 3
+    assert len(series.errors) == 434
+
+
+def test_the_waterfall_is_spread_over_the_level():
+    calls = level_of(closed_loop(calls_per_stream=1000)).waterfall
+
+    assert len(calls) == 200
+    assert calls[0]["sent_s"] == 0
+    assert calls[-1]["sent_s"] == pytest.approx(999)
+    assert calls[0] | {"end_s": 1.0} == {
+        **{"due_s": 0.0, "sent_s": 0.0, "first_s": 0.5, "end_s": 1.0},
+        **{"status": "OK", "output_tokens": 6},
+    }
+
+
+def test_the_histogram_has_all_samples_even_gaps_of_zero():
+    timeline = Timeline()
+    for number in range(20):
+        timeline.stream(number, number + 0.5, [0.1, 0.0, 0.2, 0.0])
+
+    itl = level_of(timeline, 1).latencies["itl"]
+
+    assert sum(itl.counts) == itl.count
+    assert len(itl.edges) == len(itl.counts) + 1
+    assert itl.counts[0] == itl.count // 2 + itl.count // 4
+
+
+def test_a_server_that_falls_behind_the_rate_is_saturated():
+    moments = np.arange(0, 30, 0.25)
+
+    assert level_of(open_loop(moments, 1 + moments), None).is_saturated
+
+
+def test_random_arrivals_that_the_server_keeps_up_with_are_no_saturation():
+    rng = np.random.default_rng(6)
+
+    verdicts = [
+        level_of(open_loop(np.cumsum(rng.exponential(0.1, 300)), rng.exponential(2, 300)), None).is_saturated
+        for _ in range(20)
+    ]
+
+    assert sum(verdicts) <= 1
+
+
+def test_a_closed_loop_is_never_saturated():
+    assert not level_of(closed_loop()).is_saturated
+
+
+def test_a_good_generator_casts_no_doubt():
+    assert level_of(closed_loop()).problems == []
+
+
+@pytest.mark.parametrize(
+    ("health", "sentence"),
+    [
+        ({"send_lag_s": np.full(100, 0.06)}, "sent one call in a hundred more than 60 ms late"),
+        ({"loop_lag_s": np.full(100, 0.03)}, "read one answer in a hundred more than 30 ms late"),
+        ({"cpu_share": 0.9, "workers": 2}, "The busiest of 2 workers of the generator used 90% of a core"),
+    ],
+)
+def test_a_generator_that_disturbs_its_own_figures_is_named(health, sentence):
+    (problem,) = level_of(closed_loop(), health=healthy(**health)).problems
+
+    assert sentence in problem
+
+
+def test_figures_are_a_flat_list_in_the_group_of_the_level():
+    figures = to_figures(level_of(closed_loop(), objectives=[Objective("ttft", 1.0)]))
+
+    assert {figure.group for figure in figures} == {"level"}
+    by_name = {figure.name: figure for figure in figures}
+    assert by_name["ttft_p50"].estimate == Estimate(0.5, 0.5, 0.5)
+    assert (by_name["ttft_p50"].better, by_name["output_tokens_per_s"].better) == ("lower", "higher")
+    assert by_name["failed_share"].estimate.value == 0
+    assert by_name["objective_share"].estimate.value == 1
+
+
+class OneWatch:
+    """A server that says something."""
+
+    def difference(self):
+        return {"queue_s": 0.1, "prefill_s": 0.3}
+
+    def series(self, step_s, num_steps, started_at):
+        return {"queue": [step_s, num_steps, started_at]}
+
+
+def test_what_the_server_says_stands_beside_what_was_seen():
+    level = level_of(closed_loop(), watch=OneWatch(), started_at=100.0)
+
+    assert level.server == {"queue_s": 0.1, "prefill_s": 0.3}
+    assert level.series.server == {"queue": [1.0, 10, 100.0]}
+    assert level.first_token_split == pytest.approx({"client": 0, "queue": 0.1, "prefill": 0.3, "rest": 0.1})

@@ -1,0 +1,38 @@
+"""What a machine can do at most."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import asdict
+
+from tgis_cli.bench.limits import Bandwidth, Limits, best_rate, measure_bandwidth, read_limits
+
+
+def test_the_best_round_counts_but_not_the_first_which_warms_up():
+    is_closed = []
+
+    def rounds():
+        try:
+            yield from (100.0, 2.0, 3.0, 1.0)
+        finally:
+            is_closed.append(True)
+
+    assert best_rate(rounds, seconds=0.0) == 2.0
+    assert is_closed
+
+
+def test_bandwidth_is_measured_with_one_thread_and_with_several_which_end():
+    before = threading.active_count()
+
+    bandwidth = measure_bandwidth(2, seconds=0.0)
+
+    assert bandwidth.num_threads == 2
+    assert min(bandwidth.one_thread, bandwidth.all_threads) > 0
+    assert threading.active_count() == before
+
+
+def test_limits_are_read_from_the_last_line_of_the_process_that_measured_them():
+    limits = Limits(Bandwidth(1.0, 2.0, 2), {"float32": 3.0})
+
+    assert read_limits(f"a library's line\n{json.dumps(asdict(limits))}\n") == limits

@@ -1,0 +1,188 @@
+"""A load from options to a result, on a server that exists only as arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from simulated_server import SimulatedServer, Tick
+from tgis_cli.bench.load import run as run_module
+from tgis_cli.bench.load.live import Live
+from tgis_cli.bench.load.options import LoadOptions
+from tgis_cli.bench.load.run import STALL_S, StallWatch, run_load
+from tgis_cli.bench.load.target import Target
+from tgis_cli.bench.result import Result
+from tgis_cli.clients.address import Address
+from tgis_cli.clients.parameters import Parameters
+from tgis_server.errors import UsageError
+
+
+class FakeClient:
+    address = Address("127.0.0.1", 8033, is_tls=False, source="--url")
+
+    def __init__(self, max_sequence_length: int = 2048, max_new_tokens: int = 1024) -> None:
+        self._info = SimpleNamespace(max_sequence_length=max_sequence_length, max_new_tokens=max_new_tokens)
+
+    def model_info(self) -> Any:
+        return self._info
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        return [1 + len(text.split()) for text in texts]
+
+
+@pytest.fixture(autouse=True)
+def quick_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the second in which the memory is measured."""
+    monkeypatch.setattr(run_module, "make_fingerprint", lambda environ, **facts: facts)
+
+
+def measure(server: SimulatedServer, client: FakeClient | None = None, **flags: Any) -> Result:
+    @contextlib.contextmanager
+    def open_sender(*_: object) -> Iterator[SimulatedServer]:
+        yield server
+
+    target = Target(client or FakeClient(), None, None, None, "")  # type: ignore[arg-type]
+    options = LoadOptions.from_flags(flags, Parameters())
+    live = Live(io.StringIO(), {})
+    return run_load(options, target, live, open_sender=open_sender)
+
+
+def titles(result: Result) -> list[str]:
+    return [level["title"] for level in result.detail["levels"]]
+
+
+def test_without_options_there_are_three_levels_after_a_warm_up():
+    server = SimulatedServer()
+
+    result = measure(server)
+
+    assert titles(result) == ["1 stream", "8 streams", "32 streams"]
+    assert [arrivals.concurrency for arrivals in server.levels] == [1, 1, 8, 32]
+    assert server.levels[0].max_calls == 1
+    assert (result.kind, result.problems, result.is_cut) == ("load", [], False)
+
+
+def test_figures_are_those_of_the_server():
+    result = measure(SimulatedServer(step_s=0.02), concurrency="4", duration=20.0, warmup=0)
+
+    figures = {figure.name: figure.estimate.value for figure in result.figures}
+    assert figures["output_tokens_per_s"] == pytest.approx(4 / 0.02, rel=0.02)
+    assert figures["itl_p50"] == pytest.approx(0.02, rel=0.01)
+
+
+def test_levels_and_warm_up_send_different_prompts():
+    server = SimulatedServer()
+
+    measure(server, concurrency="2,4", duration=1.0)
+
+    firsts = [arrivals.first_index for arrivals in server.levels]
+    assert firsts == [0, 1 << 32, 2 << 32]
+
+
+def test_left_out_levels_are_noted_with_the_option_that_measures_them():
+    result = measure(SimulatedServer(step_s=1.0))
+
+    assert titles(result) == ["1 stream"]
+    assert any("--concurrency 8,32 measures them" in note for note in result.notes)
+
+
+def test_a_sweep_names_the_knee():
+    result = measure(SimulatedServer(max_rows=8), sweep=True, duration=2.0)
+
+    assert result.detail["knee"] == "8 streams"
+    assert any("The knee is at 8 streams" in note for note in result.notes)
+
+
+def test_goodput_is_found_and_said():
+    result = measure(SimulatedServer(max_rows=4, output_tokens=50), goodput="e2e<700ms", duration=30.0)
+
+    goodput = result.detail["goodput"]
+    assert 3 < goodput["rate"] < goodput["lowest_rate_that_failed"] < 9
+    assert any("95% of the calls hold e2e<700ms" in note for note in result.notes)
+
+
+def test_an_overloaded_server_is_called_so():
+    result = measure(SimulatedServer(max_rows=2), rate="50", duration=10.0)
+
+    assert any("did not keep up" in note for note in result.notes)
+
+
+def test_a_stop_ends_the_run_after_its_level_and_marks_it():
+    server = SimulatedServer()
+
+    @contextlib.contextmanager
+    def open_sender(*_: object) -> Iterator[SimulatedServer]:
+        yield server
+
+    @contextlib.contextmanager
+    def stop_in_the_second_level(run: Any) -> Iterator[None]:
+        server.on_level = lambda arrivals: run.stop() if arrivals.concurrency == 8 else None
+        yield
+
+    target = Target(FakeClient(), None, None, None, "")  # type: ignore[arg-type]
+    options = LoadOptions.from_flags({}, Parameters())
+    result = run_load(
+        options, target, Live(io.StringIO(), {}), open_sender=open_sender, on_start=stop_in_the_second_level
+    )
+
+    assert (titles(result), result.is_cut, server.is_stopped) == (["1 stream", "8 streams"], True, True)
+
+
+def test_a_server_that_falls_silent_with_calls_in_flight_is_given_up():
+    watch = StallWatch()
+
+    assert not watch.is_stalled(Tick(in_flight=2, output_tokens=5), 0.0)
+    assert not watch.is_stalled(Tick(in_flight=2, output_tokens=6), STALL_S - 1)
+    assert not watch.is_stalled(Tick(in_flight=2, output_tokens=6), STALL_S + 1)
+    assert watch.is_stalled(Tick(in_flight=2, output_tokens=6), 2 * STALL_S)
+
+
+def test_an_idle_server_is_not_silent():
+    watch = StallWatch()
+
+    assert not watch.is_stalled(Tick(in_flight=0, output_tokens=5), 0.0)
+    assert not watch.is_stalled(Tick(in_flight=0, output_tokens=5), 2 * STALL_S)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"input_tokens": "2000"}, "make up to 2,064 tokens, but this server allows 2,048"),
+        ({"output_tokens": "1:1025"}, "allows at most 1,024 new tokens per answer"),
+        ({"input_tokens": "1"}, "adds 1 to each text: at least 2 are needed"),
+    ],
+)
+def test_shapes_that_the_model_cannot_have_are_refused(flags: dict[str, str], reason: str):
+    with pytest.raises(UsageError, match=reason):
+        measure(SimulatedServer(), **flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"rate": "4", "concurrency": "8"}, "--concurrency and --rate are given, but each decides the levels"),
+        ({"burstiness": 0.5}, "--burstiness is for an open loop: give --rate or --goodput too"),
+        ({"rate": "4", "arrival": "constant", "burstiness": 0.5}, "--burstiness has no effect with --arrival constant"),
+        ({"prompts": "p", "input_tokens": "5"}, "--prompts has whole prompts, so --input-tokens has no effect"),
+        ({"prompts": "p", "output_tokens": "5:9"}, "needs a fixed number with --prompts"),
+        ({"speed": 2.0}, "--speed is for a trace"),
+        ({"stream": True, "inputs_per_call": 2}, "A stream has one prompt"),
+        ({"stream": False, "goodput": "ttft<5ms"}, "only e2e can be held"),
+        ({"shared_prefix": 128}, "must be less than the 128 tokens of the shortest prompt"),
+        ({"concurrency": "1,x"}, "must be whole numbers of streams above 0, such as 1,8,32"),
+        ({"concurrency": "0"}, "must be whole numbers of streams above 0"),
+        ({"rate": "-1"}, "must be calls per second above 0"),
+        ({"rate": "2,4,2"}, "names 2 twice: levels must differ"),
+        ({"rate": "1e9"}, "may be at most 100,000"),
+        ({"rate": "nan"}, "must be calls per second above 0"),
+        ({"duration": 0.0}, "--duration is 0, but must be above 0"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(flags: dict[str, Any], reason: str):
+    with pytest.raises(UsageError, match=reason):
+        LoadOptions.from_flags(flags, Parameters())

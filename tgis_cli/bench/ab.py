@@ -1,0 +1,186 @@
+"""Two configurations in alternating rounds: which one is faster, and what this machine can tell at all.
+
+A machine whose speed changes by itself, as one with shared cores does, cannot be measured before and after a change.
+Both sides are measured in pairs of rounds that follow each other, A B B A and so on, so that what is slow for some time
+slows both. Each pair gives one log ratio, and a confidence sequence of their mean is looked at after every pair.
+
+Nothing here knows of servers: a side is a function that measures it once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from statistics import NormalDist
+
+from tgis_cli.bench.result import Estimate, Figure
+from tgis_cli.bench.statistics.sequences import ALPHA, find_reach, reach_of
+
+MAX_PAIRS = 60  # enough to find 10 % in 95 of 100 comparisons where rounds vary by 8 % (tests/unit/bench/test_ab.py)
+EQUAL_WITHIN = 0.02
+POWER = 0.9  # with which the smallest difference would have been found
+CONFIDENCE = f"{(1 - ALPHA) * 100:g} %"
+
+Measure = Callable[[], float]
+
+
+class RoundsEnded(Exception):
+    """Raised by a measure: no more rounds are wanted, and that one does not count."""
+
+
+class Verdict(StrEnum):
+    DIFFERENT = "different"
+    EQUAL = "equal"
+    UNDECIDED = "undecided"
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What the pairs so far say."""
+
+    equal_within: float = EQUAL_WITHIN
+    max_pairs: int = MAX_PAIRS
+    values_a: list[float] = field(default_factory=list)
+    values_b: list[float] = field(default_factory=list)
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.values_b)
+
+    @property
+    def log_ratios(self) -> list[float]:
+        return [math.log(b / a) for a, b in zip(self.values_a, self.values_b, strict=True)]
+
+    @property
+    def ratio(self) -> Estimate:
+        """B / A, with the confidence sequence."""
+        logs = self.log_ratios
+        if not logs:
+            return Estimate(math.nan)
+        mean, reach = math.fsum(logs) / len(logs), find_reach(logs)
+        if math.isinf(reach):
+            return Estimate(math.exp(mean))
+        return Estimate(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+
+    @property
+    def verdict(self) -> Verdict:
+        """A difference that is known to be within what counts as equal is none."""
+        ratio = self.ratio
+        if ratio.low is None or ratio.high is None:
+            return Verdict.UNDECIDED
+        if ratio.low >= 1 / (1 + self.equal_within) and ratio.high <= 1 + self.equal_within:
+            return Verdict.EQUAL
+        return Verdict.DIFFERENT if ratio.low > 1 or ratio.high < 1 else Verdict.UNDECIDED
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of the log ratio of one pair; ``None`` before the second pair."""
+        logs = self.log_ratios
+        if len(logs) < 2:
+            return None
+        mean = math.fsum(logs) / len(logs)
+        return math.sqrt(math.fsum((each - mean) ** 2 for each in logs) / (len(logs) - 1))
+
+    @property
+    def smallest_difference(self) -> float | None:
+        """The difference, as a share, that so much noise lets be found nine times of ten within the limit of pairs.
+
+        ``None`` if so few pairs find none.
+        """
+        noise, num = self.noise, self.max_pairs
+        reach = math.inf if noise is None else reach_of(num, noise**2 * (num - 1))
+        if noise is None or math.isinf(reach):
+            return None
+        return math.exp(reach + NormalDist().inv_cdf(POWER) * noise / math.sqrt(num)) - 1
+
+
+def compare_ab(
+    measure_a: Measure,
+    measure_b: Measure,
+    *,
+    max_pairs: int = MAX_PAIRS,
+    equal_within: float = EQUAL_WITHIN,
+    on_pair: Callable[[Comparison], None] = lambda _: None,
+) -> Comparison:
+    """Measure both sides in turn until their difference or equality is shown, or the limit is reached.
+
+    Args:
+        measure_a: measures one round; the value is above 0.
+        equal_within: the share that does not matter, such as 0.02.
+        on_pair: called after each pair.
+    """
+    comparison = Comparison(equal_within, max_pairs)
+    for number in range(max_pairs):
+        try:
+            if number % 2:
+                b, a = measure_b(), measure_a()
+            else:
+                a, b = measure_a(), measure_b()
+        except RoundsEnded:
+            break
+        comparison.values_a.append(a)
+        comparison.values_b.append(b)
+        on_pair(comparison)
+        if comparison.verdict is not Verdict.UNDECIDED:
+            break
+    return comparison
+
+
+def describe_progress(comparison: Comparison) -> str:
+    """``pair 8 of 60: B/A 1.03 (0.97 to 1.10); the pairs vary by 4.0 %``."""
+    ratio = comparison.ratio
+    interval = f" ({ratio.low:.3f} to {ratio.high:.3f})" if ratio.low is not None else ""
+    noise = comparison.noise
+    varies = f"; the pairs vary by {noise * 100:.1f} %" if noise is not None else ""
+    return f"pair {comparison.num_pairs} of {comparison.max_pairs}: B/A {ratio.value:.3f}{interval}{varies}"
+
+
+def describe_verdict(comparison: Comparison, metric: str, better: str) -> list[str]:
+    """Sentences: what was found, and what could have been found.
+
+    Args:
+        better: ``higher`` or ``lower``.
+    """
+    ratio = comparison.ratio
+    if not comparison.num_pairs:
+        return ["No pair of rounds was measured."]
+    interval = (
+        f"{CONFIDENCE} interval {percent(ratio.low - 1)} to {percent(ratio.high - 1)}"
+        if ratio.low is not None and ratio.high is not None
+        else "too few for an interval"
+    )
+    facts = f"{percent(ratio.value - 1)} in {metric} after {comparison.num_pairs} pairs of rounds ({interval})"
+    is_better = (ratio.value > 1) == (better == "higher")
+    first = {
+        Verdict.DIFFERENT: f"B is {'better' if is_better else 'worse'} than A: {facts}.",
+        Verdict.EQUAL: f"A and B are equal within {comparison.equal_within * 100:g} %: {facts}.",
+        Verdict.UNDECIDED: f"Undecided whether A and B differ: {facts}.",
+    }[comparison.verdict]
+    smallest = comparison.smallest_difference
+    if smallest is None:
+        return [first, f"So few pairs can show no difference: allow more than {comparison.max_pairs}."]
+    return [
+        first,
+        f"On this machine, {comparison.max_pairs} pairs find a difference of {smallest * 100:.1f} % nine times of ten.",
+    ]
+
+
+def percent(share: float) -> str:
+    """``+9.8 %``."""
+    return f"{share * 100:+.1f} %"
+
+
+def make_figures(comparison: Comparison, titles: Sequence[str], metric: str, unit: str, better: str) -> list[Figure]:
+    """The geometric mean of each side, and the ratio, whose interval is that of the confidence sequence."""
+    means = [math.exp(math.fsum(map(math.log, values)) / len(values)) for values in sides(comparison) if values]
+    figures = [
+        Figure(title, metric, unit, better, Estimate(mean), comparison.num_pairs)
+        for title, mean in zip(titles, means, strict=False)
+    ]
+    return [*figures, Figure("B / A", "ratio", "", better, comparison.ratio, comparison.num_pairs)]
+
+
+def sides(comparison: Comparison) -> tuple[list[float], list[float]]:
+    return comparison.values_a, comparison.values_b

@@ -1,0 +1,200 @@
+"""``tgis bench engine``: decide as a launch does, measure the machine's limits, then the engine; make a result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+from tgis_cli.bench.decided import decide, private_run_dir
+from tgis_cli.bench.engine.group import Group
+from tgis_cli.bench.engine.work import Cost, Measured, Plan, add_up, cost_of, list_works
+from tgis_cli.bench.fingerprint import make_fingerprint
+from tgis_cli.bench.limits import Limits, read_limits
+from tgis_cli.bench.repeats import divide, make_figure
+from tgis_cli.bench.result import Figure, Result
+from tgis_cli.supervisor.environment import child_environment
+from tgis_cli.terminal.status_line import StatusLine
+from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
+from tgis_server.engines.door import ModelSummary, StepWork
+from tgis_server.errors import GroupFailed, UsageError
+from tgis_server.host.interpreter import make_command
+from tgis_server.options import LoadedConfig
+from tgis_server.run import Run
+
+LINE_S = 10.0  # between lines of progress where they cannot change
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What to measure; the model and its shards come from the options of a launch."""
+
+    rows: tuple[int, ...]
+    contexts: tuple[int, ...]
+    prefills: tuple[int, ...]
+    rounds: int
+    num_profiled: int = 0
+
+    def make_plan(self) -> Plan:
+        return Plan(tuple(list_works(self.rows, self.contexts, self.prefills)), self.rounds)
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the leader has reported so far."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    measured: dict[int, Measured] = field(default_factory=dict)  # by number of the work
+
+    def take(self, event: dict[str, Any], plan: Plan) -> str:
+        """Note an event; returns what is being done now, if it says so."""
+        match event["event"]:
+            case "phase":
+                return str(event["phase"])
+            case "facts":
+                self.facts = event["model"] | event["capacity"]
+            case "left_out":
+                self.notes.append(event["reason"])
+            case "begun":
+                when = f"round {event['round']} of {plan.rounds}" if event["round"] else "warming up"
+                return f"{when}: {plan.works[event['work']].title}"
+            case "times":
+                work = plan.works[event["work"]]
+                found = self.measured.setdefault(event["work"], Measured(work, event["steps"]))
+                found.seconds.append(statistics.median(event["seconds"]))
+        return ""
+
+
+def measure_engine(
+    loaded: LoadedConfig, environ: Mapping[str, str], options: EngineOptions, stopped: list[Signals]
+) -> Result | None:
+    """Measure, with a line of progress on stderr.
+
+    Args:
+        stopped: gets the stop signal that ends the measurement early, with what has been measured.
+
+    Returns:
+        ``None`` after a profile, which the leader has printed.
+
+    Raises:
+        TgisError: the model cannot be loaded here, a process has failed, or a signal came before the first round.
+    """
+    plan = options.make_plan()
+    line = StatusLine(sys.stderr, environ, elsewhere_every_s=LINE_S)
+    with private_run_dir() as run_dir, cleared(line):
+        line.show(lambda: "looking at the machine and the model")
+        decided = decide(loaded, environ, run_dir)
+        if decided.summary.kind != "decoder":
+            raise UsageError(f"{decided.run.model_id} is no decoder: `tgis bench engine` measures no others.")
+        run = give_slots(decided.run, options)
+        run.save()
+        limits = None
+        if decided.summary.sizes and not options.num_profiled:
+            line.show(lambda: "measuring the limits of this machine")
+            limits = measure_limits(run, environ)
+        fingerprint = make_fingerprint(
+            environ,
+            model=decided.describe_model(),
+            server=decided.given,
+            run=asdict(options),
+            bandwidth=limits and limits.bandwidth,
+        )
+        findings = Findings()
+        with Group(run, plan, environ, options.num_profiled) as group, stopping_by(stopped.append):
+            for event in group.events(lambda: bool(stopped)):
+                if doing := findings.take(event, plan):
+                    line.show(lambda doing=doing: doing)  # type: ignore[misc]  # mypy: lambda default
+    if options.num_profiled:
+        return None
+    if not findings.measured:
+        raise Interrupted(stopped[0]) if stopped else UsageError(" ".join(findings.notes))
+    fingerprint["model"] |= findings.facts
+    measured = list(findings.measured.values())
+    return Result(
+        kind="engine",
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["tgis", *sys.argv[1:]]),
+        options=asdict(options),
+        shape={"model": Path(run.model_id).name, "works": [work.title for work in plan.works]},
+        fingerprint=fingerprint,
+        figures=list(make_figures(measured, work_of_device(run, decided.summary), limits, run)),
+        notes=[*decided.warnings, *findings.notes],
+        is_cut=bool(stopped),
+        detail={
+            "limits": limits and asdict(limits),
+            "seconds": {each.work.title: each.seconds for each in measured},
+        },
+    )
+
+
+@contextlib.contextmanager
+def cleared(line: StatusLine) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        line.clear()
+
+
+def give_slots(run: Run, options: EngineOptions) -> Run:
+    """The run with a slot for each row."""
+    num_slots = max(run.config.max_batch_size, *options.rows)
+    return replace(run, config=replace(run.config, max_batch_size=num_slots))
+
+
+def measure_limits(run: Run, environ: Mapping[str, str]) -> Limits:
+    """What all shards on a CPU share, or what one GPU can do, measured in a process like a shard.
+
+    Raises:
+        GroupFailed: the process has failed.
+    """
+    num_threads = run.shard_threads * run.num_shard or os.cpu_count() or 1
+    ended = subprocess.run(
+        make_command("-m", "tgis_cli.bench.limits", run.device, run.dtype, str(num_threads)),
+        env=child_environment(run, 0, environ) | {"OMP_NUM_THREADS": str(num_threads)},
+        capture_output=True,
+        text=True,
+    )
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or [""])[-1]
+        raise GroupFailed(f"The limits of this machine cannot be measured: {last or f'code {ended.returncode}'}.")
+    return read_limits(ended.stdout)
+
+
+def work_of_device(run: Run, summary: ModelSummary) -> StepWork | None:
+    """What a step costs all shards on a CPU together, or one GPU; ``None`` if nothing is computed."""
+    if summary.sizes is None:
+        return None
+    ranks = range(run.num_shard if run.device == "cpu" else 1)
+    return add_up([summary.sizes.step_work(rank, run.num_shard, run.dtype) for rank in ranks])
+
+
+def make_figures(found: Iterable[Measured], step: StepWork | None, limits: Limits | None, run: Run) -> Iterator[Figure]:
+    for each in found:
+        work, title = each.work, each.work.title
+        time_of = make_figure(title, "time", "s", "lower", each.seconds)
+        amount = work.rows if work.kind == "decode" else work.tokens
+        yield time_of
+        yield Figure(title, "tokens_per_s", "tokens/s", "higher", divide(amount, time_of.estimate), time_of.count)
+        if step and limits:
+            cost = cost_of(work, step, num_steps=each.steps, chunk_tokens=run.max_batch_tokens)
+            for name, least_s in least_times(cost, limits, run.dtype).items():
+                share = divide(least_s, time_of.estimate)
+                yield Figure(title, name, "", "", share, time_of.count)
+
+
+def least_times(cost: Cost, limits: Limits, dtype: str) -> dict[str, float]:
+    """How long reading and computing take at the limits."""
+    return {
+        "memory_share": cost.read_bytes / limits.bandwidth.all_threads,
+        "compute_share": cost.flops / limits.gemm_flops_per_s[dtype],
+    }

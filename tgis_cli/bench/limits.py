@@ -1,0 +1,164 @@
+"""What this machine can do at most: bytes per second from its memory, and floating-point operations per second.
+
+Both are measured for about a second, as the best of many rounds: whatever else runs can only lower a round. The
+bandwidth needs only numpy. Rates of matrix products need torch, so ``python -m tgis_cli.bench.limits`` measures them in
+a process of its own, with the threads and the environment of a server's shards.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+BANDWIDTH_S = 0.5  # for each number of threads
+GEMM_S = 0.7  # for each dtype
+BUFFER_BYTES = 16 << 20  # per thread and array
+MIN_BYTES = 128 << 20  # of all arrays, so that no cache holds them
+GPU_BUFFER_BYTES = 1 << 30
+GEMM_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bytes per second that a copy reads and writes."""
+
+    one_thread: float
+    all_threads: float
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one device, or all CPUs together, can do."""
+
+    bandwidth: Bandwidth
+    gemm_flops_per_s: dict[str, float] = field(default_factory=dict)  # by dtype
+
+
+def measure_bandwidth(num_threads: int, seconds: float = BANDWIDTH_S) -> Bandwidth:
+    """Copy arrays larger than the caches, with one thread and with ``num_threads``."""
+    one = best_rate(copy_rounds(1), seconds)
+    return Bandwidth(one, best_rate(copy_rounds(num_threads), seconds) if num_threads > 1 else one, num_threads)
+
+
+def copy_rounds(num_threads: int) -> Callable[[], Iterator[float]]:
+    """Rounds in which each thread copies its arrays once; yields the bytes per second of each."""
+
+    def rounds() -> Iterator[float]:
+        import numpy as np
+
+        size = max(BUFFER_BYTES, MIN_BYTES // (2 * num_threads))
+        pairs = [(np.ones(size, np.uint8), np.zeros(size, np.uint8)) for _ in range(num_threads)]
+        barrier = threading.Barrier(num_threads + 1)
+        is_over = threading.Event()
+
+        def copy(source: Any, target: Any) -> None:
+            barrier.wait()
+            while not is_over.is_set():
+                np.copyto(target, source)  # releases the interpreter's lock
+                barrier.wait()
+                barrier.wait()
+
+        threads = [threading.Thread(target=copy, args=pair, daemon=True) for pair in pairs]
+        for thread in threads:
+            thread.start()
+        try:
+            while True:
+                barrier.wait()
+                started_at = time.perf_counter()
+                barrier.wait()
+                yield 2 * size * num_threads / (time.perf_counter() - started_at)
+        finally:
+            is_over.set()
+            barrier.wait()
+            for thread in threads:
+                thread.join()
+
+    return rounds
+
+
+def best_rate(rounds: Callable[[], Iterator[float]], seconds: float) -> float:
+    """The highest of the rates within ``seconds``, of which there is at least one besides the first, a warm-up."""
+    found = rounds()
+    try:
+        next(found)
+        end = time.perf_counter() + seconds
+        best = next(found)
+        while time.perf_counter() < end:
+            best = max(best, next(found))
+        return best
+    finally:
+        found.close()  # type: ignore[attr-defined]  # a generator
+
+
+def measure_limits(device: str, dtype: str, num_threads: int) -> Limits:
+    """Needs torch.
+
+    Args:
+        device: "cpu", or "cuda" for the first visible GPU.
+    """
+    import torch
+
+    gemm = {dtype: best_rate(gemm_rounds(device, dtype), GEMM_S)}
+    if device == "cpu":
+        return Limits(measure_bandwidth(num_threads), gemm)
+    source = torch.ones(GPU_BUFFER_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    rate = best_rate(gpu_rounds(lambda: target.copy_(source), 2 * GPU_BUFFER_BYTES), BANDWIDTH_S)
+    return Limits(Bandwidth(rate, rate, num_threads), gemm)
+
+
+def gemm_rounds(device: str, dtype: str) -> Callable[[], Iterator[float]]:
+    import torch
+
+    size = GEMM_SIZE[device]
+    weight, inputs = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    work = lambda: torch.nn.functional.linear(inputs, weight)  # noqa: E731  as the engine's linear layers
+    if device == "cuda":
+        return gpu_rounds(work, 2 * size**3)
+
+    def rounds() -> Iterator[float]:
+        while True:
+            started_at = time.perf_counter()
+            with torch.inference_mode():
+                work()
+            yield 2 * size**3 / (time.perf_counter() - started_at)
+
+    return rounds
+
+
+def gpu_rounds(work: Callable[[], object], amount: int) -> Callable[[], Iterator[float]]:
+    """Rounds of ten repetitions, so that starting them does not count."""
+
+    def rounds() -> Iterator[float]:
+        import torch
+
+        while True:
+            torch.cuda.synchronize()
+            started_at = time.perf_counter()
+            for _ in range(10):
+                work()
+            torch.cuda.synchronize()
+            yield 10 * amount / (time.perf_counter() - started_at)
+
+    return rounds
+
+
+def read_limits(text: str) -> Limits:
+    """What the process has printed."""
+    facts = json.loads(text.splitlines()[-1])
+    return Limits(Bandwidth(**facts["bandwidth"]), facts["gemm_flops_per_s"])
+
+
+def main(argv: list[str]) -> None:
+    device, dtype, num_threads = argv
+    print(json.dumps(asdict(measure_limits(device, dtype, int(num_threads)))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

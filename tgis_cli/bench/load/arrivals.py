@@ -1,0 +1,64 @@
+"""When the calls of a level are sent: as others end, at random or regular moments, or as a trace says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import accumulate, count, islice
+
+from tgis_cli.bench.load.calls import Arrivals
+
+MAX_CALLS = 5_000_000  # of one level; their due times are held in memory
+
+
+class Process(StrEnum):
+    """Of an open loop."""
+
+    POISSON = "poisson"  # as independent users come
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How calls follow each other in an open loop, and when a level ends."""
+
+    process: Process = Process.POISSON
+    burstiness: float = 1.0  # shape of the gamma distribution of the intervals; below 1: bursts; 1: Poisson
+    max_calls: int | None = None
+    max_s: float | None = None
+    seed: int = 0
+
+    def make_closed(self, concurrency: int, first_index: int) -> Arrivals:
+        return Arrivals(concurrency=concurrency, max_calls=self.max_calls, max_s=self.max_s, first_index=first_index)
+
+    def make_open(self, rate: float, first_index: int) -> Arrivals:
+        """
+        Args:
+            rate: calls per second on average.
+        """
+        return Arrivals(due_s=cut(self._moments(rate), self.max_calls, self.max_s), first_index=first_index)
+
+    def make_trace(self, starts: Sequence[float], speed: float, first_index: int) -> Arrivals:
+        """At the moments of a recorded load, ``speed`` times as fast."""
+        moments = (start / speed for start in starts)
+        return Arrivals(due_s=cut(moments, self.max_calls, self.max_s), first_index=first_index)
+
+    def _moments(self, rate: float) -> Iterator[float]:
+        """When calls are due, from 0 on. The mean interval is 1/rate whatever the burstiness, as in vLLM's bench."""
+        if self.process is Process.CONSTANT:
+            return (number / rate for number in count())
+        rng = random.Random(self.seed)  # noqa: S311  reproducible
+        intervals = (rng.gammavariate(self.burstiness, 1 / (rate * self.burstiness)) for _ in count())
+        return accumulate(intervals, initial=0.0)
+
+
+def cut(moments: Iterator[float], max_calls: int | None, max_s: float | None) -> tuple[float, ...]:
+    """Those within both limits."""
+    kept: list[float] = []
+    for moment in islice(moments, max_calls or MAX_CALLS):
+        if max_s is not None and moment >= max_s:
+            break
+        kept.append(moment)
+    return tuple(kept)

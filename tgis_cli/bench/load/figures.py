@@ -1,0 +1,305 @@
+"""From what was measured of a level to its figures. The run of a load calls it; it sees no server and no clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.detail import Distribution, Level, Series
+from tgis_cli.bench.load.honesty import find_problems
+from tgis_cli.bench.load.objectives import Objective
+from tgis_cli.bench.load.records import CUT, Doubles, GeneratorHealth, Ints, Records
+from tgis_cli.bench.load.timeline import LatencyOverTime, Tokens, find_buckets, read_tokens, sum_by_call
+from tgis_cli.bench.result import Estimate, Figure
+from tgis_cli.bench.statistics.quantiles import Clusters, Samples, batch_in_time, estimate_percentiles
+from tgis_cli.bench.statistics.rates import NUM_BATCHES, estimate_rate, estimate_share, spread
+from tgis_cli.bench.statistics.saturation import is_saturated
+from tgis_cli.bench.statistics.windows import belongs_to, find_steady_window, find_whole_window
+
+LATENCIES = ("ttft", "itl", "tpot", "e2e", "ttft_intended", "e2e_intended")
+MAX_WATERFALL = 200
+MAX_STEPS = 600  # of the series: one per pixel of a wide chart
+STEP_S = 1.0
+NUM_BINS = 40  # of a histogram
+MAX_DECADES = 6.0  # that it spans: gaps between tokens that arrived nearly together would stretch it without end
+
+
+class Watch(Protocol):
+    """What the server said about the level: ``MetricsWatch``."""
+
+    def difference(self) -> dict[str, Any] | None: ...
+
+    def series(self, step_s: float, num_steps: int, started_at: float) -> dict[str, list[float | None]]: ...
+
+
+def make_level(
+    records: Records,
+    health: GeneratorHealth,
+    arrivals: Arrivals,
+    title: str,
+    *,
+    is_streamed: bool,
+    rate: float | None = None,
+    is_cut: bool = False,
+    objectives: Sequence[Objective] = (),
+    watch: Watch | None = None,
+    started_at: float = 0.0,
+) -> Level:
+    """
+    Args:
+        rate: that was asked for, in calls per second.
+        started_at: of the level, on the monotonic clock; matters only to ``watch``.
+    """
+    whole = find_whole_window(records)
+    steady, note = find_steady_window(records, arrivals)
+    steady_edges = np.linspace(steady.start_s, max(steady.end_s, steady.start_s + 1e-9), NUM_BATCHES + 1)
+    step_s = choose_step(whole.end_s)
+    step_edges = np.arange(max(1, math.ceil(whole.end_s / step_s)) + 1) * step_s
+    limits = [objective.limit_s for objective in objectives if objective.metric == "itl"]
+    tokens = read_tokens(records, steady, steady_edges, step_edges, limits)
+    latencies = measure_calls(records)
+    chosen = belongs_to(records, steady)
+    is_ok = records.status == 0
+    generator = describe_generator(health)
+    described = describe_latencies(latencies, is_ok & chosen, tokens)
+    server = watch.difference() if watch is not None else None
+    series = make_series(records, latencies, tokens, step_edges)
+    if watch is not None:
+        series.server = watch.series(step_s, len(step_edges) - 1, started_at)
+    is_behind = arrivals.due_s is not None and is_saturated(records)
+    wrong_counts = int(np.count_nonzero(has_wrong_counts(records)))
+    failed = ~is_ok & (records.status != CUT)
+    return Level(
+        title=title,
+        concurrency=arrivals.concurrency,
+        rate=rate,
+        is_streamed=is_streamed,
+        whole=whole,
+        steady=steady,
+        sent=len(records.index),
+        completed=int(np.count_nonzero(is_ok & chosen)),
+        failed=int(np.count_nonzero(failed)),
+        failures=count_failures(records.status[failed]),
+        failure_texts={name_status(status): text for status, text in records.texts.items() if status != CUT},
+        wrong_counts=wrong_counts,
+        is_cut=is_cut,
+        is_saturated=is_behind,
+        **estimate_rates(records, tokens, steady_edges),
+        whole_output_tokens_per_s=float(tokens.by_step.sum() / whole.end_s) if whole.end_s else 0.0,
+        latencies=described,
+        objective_share=find_objective_share(latencies, tokens, objectives, is_ok, chosen & (records.status != CUT)),
+        generator=generator,
+        server=server,
+        first_token_split=split_first_token(server, records),
+        series=series,
+        waterfall=sample_calls(records),
+        problems=find_problems(generator, described, wrong_counts),
+        notes=[note] if note else [],
+    )
+
+
+def choose_step(length_s: float) -> float:
+    """Seconds: one, or as many as keep the series short."""
+    return STEP_S * max(1, math.ceil(length_s / STEP_S / MAX_STEPS))
+
+
+def measure_calls(records: Records) -> dict[str, Doubles]:
+    """The latencies of each call that has one of each, in seconds; NaN for the others."""
+    sums = sum_by_call(records.gap_s, records.num_gaps)
+    tpot = np.divide(sums, records.num_gaps, out=np.full(len(sums), np.nan), where=records.num_gaps > 0)
+    return {
+        "ttft": records.first_s - records.sent_s,
+        "tpot": tpot,
+        "e2e": records.end_s - records.sent_s,
+        "ttft_intended": records.first_s - records.due_s,
+        "e2e_intended": records.end_s - records.due_s,
+    }
+
+
+def describe_latencies(
+    latencies: dict[str, Doubles], chosen: npt.NDArray[np.bool_], tokens: Tokens
+) -> dict[str, Distribution]:
+    """Of the chosen calls, and of all gaps in the steady window; without those that have no sample."""
+    described = {}
+    for name in LATENCIES:
+        if name == "itl":
+            samples: Samples = tokens.gaps
+            clusterings: Sequence[Clusters] = tokens.clusters
+        else:
+            samples = latencies[name][chosen]
+            samples = samples[np.isfinite(samples)]
+            clusterings = batch_in_time(len(samples))
+        if len(samples):
+            described[name] = describe(samples, clusterings)
+    return described
+
+
+def describe(samples: Samples, clusterings: Sequence[Clusters]) -> Distribution:
+    edges, counts = make_histogram(samples)
+    return Distribution(
+        count=len(samples),
+        mean=float(samples.mean(dtype=np.float64)),
+        minimum=float(samples.min()),
+        maximum=float(samples.max()),
+        percentiles=estimate_percentiles(samples, clusterings),
+        edges=edges,
+        counts=counts,
+    )
+
+
+def make_histogram(samples: Samples) -> tuple[list[float], list[int]]:
+    """Edges and counts of bins of equal ratio. What is below the first edge, such as gaps of 0, is in the first bin."""
+    most = float(samples.max())
+    if most <= 0:
+        return [], []
+    least = max(float(samples.min(initial=most, where=samples > 0)), most * 10**-MAX_DECADES)
+    edges = np.geomspace(least * 0.999, most * 1.001, NUM_BINS + 1)
+    counts, _ = np.histogram(samples, edges)
+    counts[0] += len(samples) - counts.sum()
+    return edges.tolist(), counts.tolist()
+
+
+def estimate_rates(records: Records, tokens: Tokens, edges: Doubles) -> dict[str, Estimate]:
+    """Rates over the steady window. What was in progress at its borders counts in proportion."""
+    is_ok = records.status == 0
+    batch_s = float(edges[1] - edges[0])
+    until = np.where(np.isnan(records.first_s), records.end_s, records.first_s)
+    inputs = spread(records.sent_s, until, records.input_tokens.astype(float), edges)
+    answers = spread(records.sent_s[is_ok], records.end_s[is_ok], np.ones(int(is_ok.sum())), edges)
+    num_tokens = int(tokens.by_batch.sum())
+    return {
+        "requests_per_s": estimate_rate(answers, batch_s, int(answers.sum())),
+        "output_tokens_per_s": estimate_rate(tokens.by_batch, batch_s, num_tokens),
+        "total_tokens_per_s": estimate_rate(tokens.by_batch + inputs, batch_s, num_tokens),
+    }
+
+
+def has_wrong_counts(records: Records) -> npt.NDArray[np.bool_]:
+    """Which answers have other numbers of tokens than were asked for, where that is known."""
+    is_wrong_input = (records.asked_input > 0) & (records.input_tokens != records.asked_input)
+    is_wrong_output = (records.asked_output > 0) & (records.output_tokens != records.asked_output)
+    return (records.status == 0) & (is_wrong_input | is_wrong_output)
+
+
+def find_objective_share(
+    latencies: dict[str, Doubles],
+    tokens: Tokens,
+    objectives: Sequence[Objective],
+    is_ok: npt.NDArray[np.bool_],
+    chosen: npt.NDArray[np.bool_],
+) -> float | None:
+    """The share of the chosen calls that were answered and kept to all objectives.
+
+    The first token and the end count from the intended start, as a user's patience does.
+    """
+    if not objectives or not chosen.any():
+        return None
+    is_good = is_ok.copy()
+    for objective in objectives:
+        name = {"ttft": "ttft_intended", "e2e": "e2e_intended"}.get(objective.metric, objective.metric)
+        is_good &= tokens.is_good[objective.limit_s] if name == "itl" else keeps(latencies[name], objective.limit_s)
+    return float(is_good[chosen].mean())
+
+
+def keeps(latencies: Doubles, limit_s: float) -> npt.NDArray[np.bool_]:
+    """Calls without this latency, such as the time per output token of a single token, keep to any limit."""
+    return ~(latencies > limit_s)
+
+
+def count_failures(status: Ints) -> dict[str, int]:
+    codes, counts = np.unique(status, return_counts=True)
+    return {name_status(int(code)): int(count) for code, count in zip(codes, counts, strict=True)}
+
+
+def name_status(code: int) -> str:
+    """``RESOURCE_EXHAUSTED``."""
+    names: dict[int, str] = {each.value[0]: each.name for each in grpc.StatusCode}
+    return "CUT" if code == CUT else names.get(code, f"status {code}")
+
+
+def describe_generator(health: GeneratorHealth) -> dict[str, Any]:
+    return {
+        "workers": health.workers,
+        "send_lag_p50_s": pick(health.send_lag_s, 0.5),
+        "send_lag_p99_s": pick(health.send_lag_s, 0.99),
+        "loop_lag_p99_s": pick(health.loop_lag_s, 0.99),
+        "cpu_share": health.cpu_share,
+        "cpu_s": health.cpu_s,
+        "cpu_us_per_token": health.cpu_s / health.num_tokens * 1e6 if health.num_tokens else None,
+        "num_tokens": health.num_tokens,
+        "peak_bytes": health.peak_bytes,
+    }
+
+
+def pick(samples: Doubles, share: float) -> float | None:
+    return float(np.quantile(samples, share)) if len(samples) else None
+
+
+def split_first_token(server: dict[str, Any] | None, records: Records) -> dict[str, float] | None:
+    if server is None:
+        return None
+    from tgis_cli.bench.server_side import first_token_split
+
+    return first_token_split(server, records)
+
+
+def make_series(records: Records, latencies: dict[str, Doubles], tokens: Tokens, edges: Doubles) -> Series:
+    step_s, num_steps = float(edges[1] - edges[0]), len(edges) - 1
+    ttft = LatencyOverTime(num_steps)
+    has_first = np.isfinite(records.first_s)
+    ttft.add(find_buckets(records.first_s[has_first], edges), latencies["ttft"][has_first])
+    failed_at = records.end_s[(records.status != 0) & (records.status != CUT)]
+    in_flight = spread(records.sent_s, records.end_s, records.end_s - records.sent_s, edges)
+    return Series(
+        step_s=step_s,
+        output_tokens_per_s=(tokens.by_step / step_s).tolist(),
+        in_flight=(in_flight / step_s).tolist(),
+        ttft_p50_s=ttft.percentile(0.5),
+        ttft_p95_s=ttft.percentile(0.95),
+        itl_p50_s=tokens.itl.percentile(0.5),
+        itl_p95_s=tokens.itl.percentile(0.95),
+        errors=np.bincount(find_buckets(failed_at, edges), minlength=num_steps).tolist(),
+    )
+
+
+def sample_calls(records: Records) -> list[dict[str, Any]]:
+    """Calls spread evenly over the level, in the order in which they were sent."""
+    order = np.argsort(records.sent_s, kind="stable")
+    picks = np.unique(np.linspace(0, len(order) - 1, min(MAX_WATERFALL, len(order))).astype(int)) if len(order) else []
+    return [
+        {
+            "due_s": float(records.due_s[i]),
+            "sent_s": float(records.sent_s[i]),
+            "first_s": float(records.first_s[i]) if np.isfinite(records.first_s[i]) else None,
+            "end_s": float(records.end_s[i]),
+            "status": name_status(int(records.status[i])),
+            "output_tokens": int(records.output_tokens[i]),
+        }
+        for i in order[picks]
+    ]
+
+
+def to_figures(level: Level) -> list[Figure]:
+    """The flat list for tables, CSV and comparisons."""
+    return list(iterate_figures(level))
+
+
+def iterate_figures(level: Level) -> Iterator[Figure]:
+    group = level.title
+    yield Figure(group, "output_tokens_per_s", "tokens/s", "higher", level.output_tokens_per_s, level.completed)
+    yield Figure(group, "total_tokens_per_s", "tokens/s", "higher", level.total_tokens_per_s, level.completed)
+    yield Figure(group, "requests_per_s", "requests/s", "higher", level.requests_per_s, level.completed)
+    for name, latency in level.latencies.items():
+        for percent, estimate in latency.percentiles.items():
+            yield Figure(group, f"{name}_p{percent}", "s", "lower", estimate, latency.count)
+        yield Figure(group, f"{name}_mean", "s", "", Estimate(latency.mean), latency.count)
+    yield Figure(group, "failed_share", "", "lower", estimate_share(level.failed, level.sent), level.sent)
+    if level.objective_share is not None:
+        share = estimate_share(round(level.objective_share * level.completed), level.completed)
+        yield Figure(group, "objective_share", "", "higher", share, level.completed)

@@ -1,0 +1,83 @@
+"""Whether the generator did its own work well enough for the figures to be those of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tgis_cli.bench.load.detail import Distribution
+from tgis_server.words.sizes import format_count
+
+# The generator may add a tenth to the latency that a user with bad luck feels; hundredths of a second are added by the
+# scheduler of any machine on which server and generator share the cores.
+MAX_SEND_LAG_SHARE = 0.1
+MIN_SEND_LAG_S = 0.01
+# A late event loop moves single arrivals, which the next gap makes up for; it must not be what makes the slow gaps.
+MAX_LOOP_LAG_SHARE = 0.25
+MIN_LOOP_LAG_S = 0.01
+# A worker that is busier than this lets answers wait for each other in its own queue.
+MAX_CPU_SHARE = 0.85
+NAMES = {"ttft": "first token", "itl": "gap between tokens", "e2e": "answer"}
+
+
+def find_problems(
+    generator: Mapping[str, Any], latencies: Mapping[str, Distribution], wrong_counts: int = 0
+) -> list[str]:
+    """Sentences: why the figures of a level cannot be trusted.
+
+    Args:
+        generator: see ``Level``.
+    """
+    return [
+        *check_send_lag(generator["send_lag_p99_s"] or 0.0, latencies),
+        *check_loop_lag(generator["loop_lag_p99_s"] or 0.0, latencies),
+        *check_cpu(generator["cpu_share"], generator["workers"]),
+        *check_counts(wrong_counts),
+    ]
+
+
+def check_send_lag(lag_s: float, latencies: Mapping[str, Distribution]) -> Iterator[str]:
+    name = "ttft" if "ttft" in latencies else "e2e"
+    if lag_s > max(MIN_SEND_LAG_S, MAX_SEND_LAG_SHARE * find_slow(latencies, name)):
+        yield (
+            f"The generator sent one call in a hundred more than {lag_s * 1000:.0f} ms late, which is too much beside "
+            f"{describe_slow(latencies, name)}: use more --workers, a lower rate, or another machine."
+        )
+
+
+def check_loop_lag(lag_s: float, latencies: Mapping[str, Distribution]) -> Iterator[str]:
+    name = "itl" if "itl" in latencies else "e2e"
+    if lag_s > max(MIN_LOOP_LAG_S, MAX_LOOP_LAG_SHARE * find_slow(latencies, name)):
+        yield (
+            f"The generator read one answer in a hundred more than {lag_s * 1000:.0f} ms late, which is too much "
+            f"beside {describe_slow(latencies, name)}: use more --workers, or another machine."
+        )
+
+
+def check_cpu(share: float, workers: int) -> Iterator[str]:
+    if share > MAX_CPU_SHARE:
+        yield (
+            f"The busiest of {format_count(workers, 'worker')} of the generator used {share:.0%} of a core, so answers "
+            "may have waited in the generator: use more --workers."
+        )
+
+
+def check_counts(wrong_counts: int) -> Iterator[str]:
+    if wrong_counts:
+        yield (
+            f"{format_count(wrong_counts, 'answer')} had another number of tokens than was asked for, so the figures "
+            "are not of the load that was meant."
+        )
+
+
+def find_slow(latencies: Mapping[str, Distribution], name: str) -> float:
+    """What the slow ones take, in seconds: the 99th percentile, or the slowest of a few; 0 if there are none."""
+    latency = latencies.get(name)
+    if latency is None:
+        return 0.0
+    return latency.percentiles["99"].value if "99" in latency.percentiles else latency.maximum
+
+
+def describe_slow(latencies: Mapping[str, Distribution], name: str) -> str:
+    slow_s = find_slow(latencies, name)
+    return f"a slow {NAMES[name]} of {slow_s * 1000:.0f} ms" if slow_s else "any latency"

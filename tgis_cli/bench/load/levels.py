@@ -1,0 +1,170 @@
+"""Which levels a load has. Every decision is made from what the levels before have shown; nothing here measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+MAX_CONCURRENCY = 1024
+SATURATION_GAIN = 1.05  # a doubling of the streams that gives less throughput than this has found saturation
+MAX_FAILED_SHARE = 0.1  # beyond it the server refuses more than it serves well: more load shows nothing
+GOODPUT_SHARE = 0.95  # of the requests of a rate must meet the objectives
+RATE_RESOLUTION = 1.1  # highest rate that held, to the lowest that did not
+MAX_RATES = 14
+DEFAULT_STREAMS = (1, 8, 32)
+DEFAULT_BUDGET_S = 24.0  # for the levels of a run without options, so that it ends within 30 s
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The load of one level: a number of streams, a rate, or neither (a trace)."""
+
+    concurrency: int | None = None
+    rate: float | None = None  # calls per second
+
+    @property
+    def title(self) -> str:
+        if self.concurrency is not None:
+            return f"{self.concurrency} stream{'' if self.concurrency == 1 else 's'}"
+        return f"{self.rate:.4g} requests/s" if self.rate is not None else "trace"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a decision needs to know of a level."""
+
+    plan: Plan
+    throughput: float  # output tokens per second in the steady window
+    latency_s: float  # end to end, at the median; NaN if no call came to its end
+    failed_share: float
+    objective_share: float | None  # of the requests that met the objectives
+    is_saturated: bool
+    took_s: float
+
+
+class Strategy(Protocol):
+    def choose(self, done: Sequence[Outcome]) -> Plan | None:
+        """The next level after these; ``None``: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedLevels:
+    plans: tuple[Plan, ...]
+
+    def choose(self, done: Sequence[Outcome]) -> Plan | None:
+        return self.plans[len(done)] if len(done) < len(self.plans) else None
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultLevels:
+    """A few numbers of streams, as far as they fit into half a minute."""
+
+    level_s: float  # during which calls are sent
+    budget_s: float = DEFAULT_BUDGET_S
+
+    def choose(self, done: Sequence[Outcome]) -> Plan | None:
+        if len(done) == len(DEFAULT_STREAMS):
+            return None
+        plan = Plan(concurrency=DEFAULT_STREAMS[len(done)])
+        if not done:
+            return plan
+        spent_s = sum(outcome.took_s for outcome in done)
+        return plan if spent_s + self._expect(done[-1], plan) <= self.budget_s else None
+
+    def _expect(self, last: Outcome, plan: Plan) -> float:
+        """Seconds of the next level.
+
+        Calls take longer with more streams: with a full batch in proportion, below that hardly at all. The truth for
+        most servers is between; the root of the ratio has proved a fair guess.
+        """
+        assert last.plan.concurrency is not None, "default levels are numbers of streams"
+        assert plan.concurrency is not None, "default levels are numbers of streams"
+        latency_s = 0.0 if math.isnan(last.latency_s) else last.latency_s
+        return self.level_s + latency_s * math.sqrt(plan.concurrency / last.plan.concurrency)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Twice as many streams each time, until the server gives no more."""
+
+    max_concurrency: int = MAX_CONCURRENCY
+
+    def choose(self, done: Sequence[Outcome]) -> Plan | None:
+        if not done:
+            return Plan(concurrency=1)
+        last = done[-1]
+        assert last.plan.concurrency is not None, "a sweep has numbers of streams"
+        if last.failed_share > MAX_FAILED_SHARE or is_without_gain(done) or is_at_limit(last, self.max_concurrency):
+            return None
+        return Plan(concurrency=min(2 * last.plan.concurrency, self.max_concurrency))
+
+
+def is_without_gain(done: Sequence[Outcome]) -> bool:
+    best = max((outcome.throughput for outcome in done[:-1]), default=0.0)
+    return done[-1].throughput < SATURATION_GAIN * best
+
+
+def is_at_limit(last: Outcome, max_concurrency: int) -> bool:
+    return last.plan.concurrency is not None and last.plan.concurrency >= max_concurrency
+
+
+def find_knee(done: Sequence[Outcome]) -> Outcome | None:
+    """The level beyond which latency grows faster than throughput; ``None`` if the levels do not reach it.
+
+    It is where their ratio, Kleinrock's power, is highest (L. Kleinrock, "Power and deterministic rules of thumb for
+    probabilistic problems in computer communications", ICC 1979).
+    """
+    usable = [one for one in done if one.throughput > 0 and one.latency_s > 0 and one.failed_share <= MAX_FAILED_SHARE]
+    if len(usable) < 3:
+        return None
+    knee = max(usable, key=lambda outcome: outcome.throughput / outcome.latency_s)
+    return knee if knee is not usable[-1] else None
+
+
+@dataclass(frozen=True, slots=True)
+class GoodputSearch:
+    """The highest rate at which enough requests meet the objectives: doubled or halved until it is bracketed, then
+    bisected by the geometric mean.
+
+    Its first level is one stream, whose latency says which rate one place could serve.
+    """
+
+    share: float = GOODPUT_SHARE
+
+    def choose(self, done: Sequence[Outcome]) -> Plan | None:
+        if not done:
+            return Plan(concurrency=1)
+        rates = [outcome for outcome in done if outcome.plan.rate is not None]
+        if len(rates) >= MAX_RATES:
+            return None
+        if not rates:
+            latency_s = done[0].latency_s
+            return Plan(rate=tidy(1 / latency_s)) if latency_s > 0 else None
+        held, failed = self.find_bracket(rates)
+        if failed is None:
+            assert held is not None, "a rate holds or does not"
+            return Plan(rate=tidy(2 * held))
+        if held is None:
+            return Plan(rate=tidy(failed / 2))
+        if failed / held <= RATE_RESOLUTION:
+            return None
+        middle = tidy(math.sqrt(held * failed))
+        return Plan(rate=middle) if held < middle < failed else None
+
+    def find_bracket(self, done: Sequence[Outcome]) -> tuple[float | None, float | None]:
+        """The highest rate that held below the lowest that did not, and that one."""
+        rates = [outcome for outcome in done if outcome.plan.rate is not None]
+        failed = min((one.plan.rate or 0.0 for one in rates if not self.holds(one)), default=None)
+        held = [one.plan.rate or 0.0 for one in rates if self.holds(one)]
+        below = [rate for rate in held if failed is None or rate < failed]
+        return max(below, default=None), failed
+
+    def holds(self, outcome: Outcome) -> bool:
+        return not outcome.is_saturated and (outcome.objective_share or 0.0) >= self.share
+
+
+def tidy(rate: float) -> float:
+    """Three digits, so that rates can be read and typed."""
+    return float(f"{rate:.3g}")

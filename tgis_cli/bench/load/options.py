@@ -1,0 +1,318 @@
+"""The options of a load, one declaration for every command that sends one, and what they mean together."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from tgis_cli.bench.load.arrivals import Pacing, Process
+from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Plan, Strategy, Sweep
+from tgis_cli.bench.load.objectives import Objective, parse_objectives
+from tgis_cli.bench.load.shapes import Lengths
+from tgis_cli.clients.parameter_table import as_flag
+from tgis_cli.clients.parameters import Parameters
+from tgis_cli.terminal.callbacks import make_callback
+from tgis_server.errors import UsageError
+
+SHAPE, ARRIVAL = "Shape", "Arrival"
+DEFAULT_INPUTS, DEFAULT_OUTPUTS = "128", "64"
+DEFAULT_LEVEL_S = 5.0  # of the levels without options
+LEVEL_S = 10.0  # of others, unless a duration or a number of requests is given
+MAX_WARMUP = 8
+MAX_STREAMS, MAX_RATE = 4096, 100_000
+SALT_BITS = 20
+# The parameters of `tgis generate` that a load can have: it sets lengths itself, and a seed for each call.
+PARAMETERS = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "logprobs", "top_n")
+FORMS = "N|A:B|normal:MEAN,DEV"
+
+
+def option(name: str, kind: Any, panel: str, metavar: str | None, text: str, **more: Any) -> tuple[str, Any]:
+    name, _, negative = name.partition("/")
+    flags = f"{as_flag(name)}/{as_flag(negative)}" if negative else as_flag(name)
+    declared = typer.Option(flags, metavar=metavar, help=text, rich_help_panel=panel, show_default=False, **more)
+    return name, Annotated[kind, declared]
+
+
+OPTIONS: dict[str, Any] = dict(
+    (
+        option(
+            "input_tokens", str | None, SHAPE, "N|A:B|normal:MEAN,DEV", f"Of each prompt. [default: {DEFAULT_INPUTS}]"
+        ),
+        option(
+            "output_tokens",
+            str | None,
+            SHAPE,
+            FORMS,
+            f"Of each answer, which is forced to have them. [default: {DEFAULT_OUTPUTS}]",
+        ),
+        option("shared_prefix", int | None, SHAPE, "N", "The first N input tokens are the same in all prompts.", min=1),
+        option(
+            "prompts",
+            str | None,
+            SHAPE,
+            "FILE",
+            'Send these prompts: a JSON object per line with a "text"; "output_tokens", "start_s" (seconds after the '
+            "start, which makes a trace) and parameters as in `tgis generate --file` are optional.",
+        ),
+        option("inputs_per_call", int | None, SHAPE, "N", "Prompts in one call; unary.", min=1, max=1024),
+        option("stream/no-stream", bool | None, SHAPE, "", "Whether answers come token by token. [default: they do]"),
+        option(
+            "seed",
+            int | None,
+            SHAPE,
+            "N",
+            "Send the same requests in each run with this seed. [default: only the first words differ, so that the "
+            "prefix cache of an earlier run does not help]",
+            min=0,
+        ),
+        option(
+            "concurrency",
+            str | None,
+            ARRIVAL,
+            "N,N,...",
+            "Closed loop: keep so many calls in flight; a level each. [default: 1,8,32, as far as they take 30 s]",
+        ),
+        option("rate", str | None, ARRIVAL, "X,X,...", "Open loop: so many calls per second; a level each."),
+        option("sweep", bool, ARRIVAL, "", "Double the streams until the server gives no more, and find the knee."),
+        option(
+            "goodput",
+            str | None,
+            ARRIVAL,
+            "LIMITS",
+            'Find the highest rate at which 95 % of the calls hold limits such as "ttft<500ms,itl<50ms"; also tpot, '
+            "e2e.",
+        ),
+        option(
+            "arrival",
+            Process | None,
+            ARRIVAL,
+            "poisson|constant",
+            "How calls of an open loop follow each other. [default: poisson]",
+        ),
+        option(
+            "burstiness",
+            float | None,
+            ARRIVAL,
+            "X",
+            "Shape of the gamma distribution of the intervals: below 1 calls come in bursts. [default: 1, Poisson]",
+        ),
+        option("speed", float | None, ARRIVAL, "X", "Replay a trace X times as fast."),
+        option("duration", float | None, ARRIVAL, "SECONDS", "Send calls for so long per level. [default: 10]"),
+        option("requests", int | None, ARRIVAL, "N", "Send at most so many calls per level.", min=1),
+        option(
+            "warmup",
+            int | None,
+            ARRIVAL,
+            "N",
+            f"Calls before the first level that do not count. [default: one per stream, at most {MAX_WARMUP}]",
+            min=0,
+        ),
+        option("workers", int | None, ARRIVAL, "N", "Processes that send. [default: by the load]", min=1, max=64),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a load is to be. Its values agree with each other."""
+
+    given: Mapping[str, Any]  # by name, as typed
+    parameters: Parameters
+    inputs: Lengths
+    outputs: Lengths
+    strategy: Strategy
+    pacing: Pacing
+    prompts: str | None = None
+    shared_prefix: int = 0
+    num_inputs: int = 1
+    is_streamed: bool = True
+    seed: int = 0
+    salt: int = 0
+    objectives: tuple[Objective, ...] = ()
+    speed: float | None = None
+    warmup: int | None = None
+    workers: int | None = None
+
+    @classmethod
+    def from_flags(cls, values: Mapping[str, Any], parameters: Parameters) -> LoadOptions:
+        """
+        Args:
+            values: of ``OPTIONS``, by name; ``None`` and ``False`` are flags that were not given.
+            parameters: of each call, without lengths.
+
+        Raises:
+            UsageError: they cannot be read, or contradict each other.
+        """
+        given = {name: value for name, value in values.items() if value is not None and value is not False}
+        if "stream" in values and values["stream"] is False:
+            given["stream"] = False
+        check_together(given)
+        inputs, outputs = (
+            Lengths.parse(given.get(name, default), as_flag(name))
+            for name, default in (("input_tokens", DEFAULT_INPUTS), ("output_tokens", DEFAULT_OUTPUTS))
+        )
+        if given.get("shared_prefix", 0) >= inputs.low:
+            raise UsageError(
+                f"--shared-prefix is {given['shared_prefix']}, but must be less than the {inputs.low} tokens of the "
+                "shortest prompt."
+            )
+        return cls(
+            given={name: str(value) if isinstance(value, Process) else value for name, value in given.items()},
+            parameters=with_forced_length(parameters, given, outputs),
+            inputs=inputs,
+            outputs=outputs,
+            strategy=choose_strategy(given),
+            pacing=make_pacing(given),
+            prompts=given.get("prompts"),
+            shared_prefix=given.get("shared_prefix", 0),
+            num_inputs=given.get("inputs_per_call", 1),
+            is_streamed=given.get("stream", "inputs_per_call" not in given),
+            seed=given.get("seed", 0),
+            salt=0 if "seed" in given else secrets.randbits(SALT_BITS),
+            objectives=parse_objectives(given["goodput"], "--goodput") if "goodput" in given else (),
+            speed=read_positive(given, "speed"),
+            warmup=given.get("warmup"),
+            workers=given.get("workers"),
+        )
+
+    def describe_shape(self) -> dict[str, Any]:
+        """What has to be equal for two results to be comparable, besides the levels."""
+        lengths = {"prompts": self.prompts} if self.prompts else {"input_tokens": self.inputs.text}
+        return lengths | {
+            "output_tokens": self.outputs.text if not self.prompts or "output_tokens" in self.given else None,
+            "shared_prefix": self.shared_prefix,
+            "is_streamed": self.is_streamed,
+            "inputs_per_call": self.num_inputs,
+            "arrival": str(self.pacing.process),
+            "burstiness": self.pacing.burstiness,
+            "parameters": self.parameters.given(),
+        }
+
+
+def with_load_options(body: Callable[..., None]) -> Callable[..., None]:
+    """Make a Typer callback that takes these options, for a body with an argument ``options``.
+
+    It also takes the ``parameters`` that ``with_parameters`` passes.
+    """
+    signature = inspect.signature(body, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
+    flags = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=False if name == "sweep" else None, annotation=annotation
+        )
+        for name, annotation in OPTIONS.items()
+    ]
+
+    def command(*first: Any, parameters: Parameters, **values: Any) -> None:
+        raw = {name: values.pop(name) for name in OPTIONS}
+        body(*first, options=LoadOptions.from_flags(raw, parameters), **values)
+
+    return make_callback(command, body, [*own[:1], *flags, *own[1:]])  # the help has them in this order
+
+
+ARRIVALS = ("concurrency", "rate", "sweep", "goodput")
+
+
+def check_together(given: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UsageError: two options contradict each other, or one has no effect.
+    """
+    named = [as_flag(name) for name in ARRIVALS if name in given]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} are given, but each decides the levels: leave all but one out.")
+    is_open = "rate" in given or "goodput" in given
+    for name in ("arrival", "burstiness"):
+        if name in given and not is_open:
+            raise UsageError(f"{as_flag(name)} is for an open loop: give --rate or --goodput too.")
+    if given.get("arrival") == Process.CONSTANT and "burstiness" in given:
+        raise UsageError("--burstiness has no effect with --arrival constant: leave one of them out.")
+    if "prompts" in given and (name := next((each for each in ("input_tokens", "shared_prefix") if each in given), "")):
+        raise UsageError(f"--prompts has whole prompts, so {as_flag(name)} has no effect: leave one of them out.")
+    if "prompts" in given and given.get("inputs_per_call", 1) > 1:
+        raise UsageError("--prompts sends one prompt per call: leave --inputs-per-call out.")
+    if "speed" in given and "prompts" not in given:
+        raise UsageError("--speed is for a trace: give its file with --prompts.")
+    if given.get("stream") and given.get("inputs_per_call", 1) > 1:
+        raise UsageError("A stream has one prompt: leave --stream or --inputs-per-call out.")
+    is_unary = given.get("stream") is False or "inputs_per_call" in given
+    if is_unary and any(one.metric != "e2e" for one in parse_objectives(given.get("goodput", "e2e<1s"), "--goodput")):
+        raise UsageError("Unary calls have no first token and no gaps: of --goodput, only e2e can be held.")
+
+
+def with_forced_length(parameters: Parameters, given: Mapping[str, Any], outputs: Lengths) -> Parameters:
+    """With a fixed output length, for prompts of a file that do not have their own.
+
+    Raises:
+        UsageError: the length varies.
+    """
+    if "prompts" not in given or "output_tokens" not in given:
+        return parameters
+    if outputs.low != outputs.high:
+        raise UsageError(f"--output-tokens {outputs.text} needs a fixed number with --prompts.")
+    return dataclasses.replace(parameters, max_new_tokens=outputs.low, min_new_tokens=outputs.low)
+
+
+def choose_strategy(given: Mapping[str, Any]) -> Strategy:
+    if "concurrency" in given:
+        return FixedLevels(tuple(Plan(concurrency=int(each)) for each in read_list(given, "concurrency")))
+    if "rate" in given:
+        return FixedLevels(tuple(Plan(rate=each) for each in read_list(given, "rate")))
+    if "sweep" in given:
+        return Sweep()
+    if "goodput" in given:
+        return GoodputSearch()
+    return DefaultLevels(make_pacing(given).max_s or DEFAULT_LEVEL_S)
+
+
+def read_list(given: Mapping[str, Any], name: str) -> list[float]:
+    """
+    Raises:
+        UsageError: it is not a list of positive numbers, or of whole ones for numbers of streams.
+    """
+    text = given[name]
+    is_whole = name == "concurrency"
+    try:
+        numbers = [int(part) if is_whole else float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        kind, example = ("whole numbers of streams", "1,8,32") if is_whole else ("calls per second", "0.5,2,8")
+        raise UsageError(f"{as_flag(name)} is {text!r}, but must be {kind} above 0, such as {example}.")
+    if max(numbers) > (most := MAX_STREAMS if is_whole else MAX_RATE):
+        raise UsageError(f"{as_flag(name)} is {text}, but may be at most {most:,}.")
+    if twice := next((number for number in numbers if numbers.count(number) > 1), None):
+        raise UsageError(f"{as_flag(name)} is {text}, which names {twice:g} twice: levels must differ.")
+    return numbers
+
+
+def read_positive(given: Mapping[str, Any], name: str) -> float | None:
+    """
+    Raises:
+        UsageError: it is not a positive number.
+    """
+    value: float | None = given.get(name)
+    if value is not None and not 0 < value < math.inf:
+        raise UsageError(f"{as_flag(name)} is {value:g}, but must be above 0.")
+    return value
+
+
+def make_pacing(given: Mapping[str, Any]) -> Pacing:
+    max_s = read_positive(given, "duration")
+    is_default = not any(name in given for name in (*ARRIVALS, "prompts"))
+    if max_s is None and "requests" not in given:
+        max_s = DEFAULT_LEVEL_S if is_default else LEVEL_S
+    return Pacing(
+        given.get("arrival", Process.POISSON),
+        read_positive(given, "burstiness") or 1.0,
+        given.get("requests"),
+        max_s,
+        given.get("seed", 0),
+    )

@@ -1,0 +1,416 @@
+"""One load from its options to its result: prompts, warm-up, levels, figures."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from tgis_cli.bench.fingerprint import make_fingerprint
+from tgis_cli.bench.load.calls import Arrivals, Feed
+from tgis_cli.bench.load.detail import Level, LoadDetail
+from tgis_cli.bench.load.feed import CallShape, SyntheticFeed
+from tgis_cli.bench.load.figures import make_level, to_figures
+from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Outcome, Plan, find_knee
+from tgis_cli.bench.load.live import Live, Progress
+from tgis_cli.bench.load.options import MAX_WARMUP, LoadOptions
+from tgis_cli.bench.load.prompt_file import PromptFile, open_prompt_file
+from tgis_cli.bench.load.prompts import Vocabulary
+from tgis_cli.bench.load.records import GeneratorHealth, Records
+from tgis_cli.bench.load.target import Target, describe_model, describe_server
+from tgis_cli.bench.result import Result
+from tgis_cli.bench.server_side import MetricsWatch
+from tgis_cli.clients.parameter_table import as_flag
+from tgis_server.errors import UsageError
+from tgis_server.words.sizes import format_count
+
+LEVEL_INDEXES = 1 << 32  # indexes of the feed that each level has for itself
+RATE_WARMUP = 4  # calls, where the first level has no number of streams
+STALL_S = 60.0  # a server that sends nothing for so long, with calls in flight, will not send more
+CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once; a worker has time to spare then
+SEARCH_WORKERS = 4  # for a load that grows until the server has enough
+
+
+class Sender(Protocol):
+    """The processes that send calls, such as ``Workers``."""
+
+    def run_level(self, arrivals: Arrivals, on_tick: Callable[[Progress], None]) -> tuple[Records, GeneratorHealth]: ...
+    def stop(self) -> None:
+        """End the level: what is in flight is cut. It may be called in a signal handler."""
+
+
+OpenSender = Callable[[Target, Feed, int], contextlib.AbstractContextManager[Sender]]
+
+
+@dataclass(slots=True)
+class LoadRun:
+    """A load on one server."""
+
+    options: LoadOptions
+    target: Target
+    feed: SyntheticFeed | PromptFile
+    live: Live
+    sender: Sender | None = None
+    levels: list[Level] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    is_cut: bool = False
+    num_sent: int = 0
+
+    def run(self, sender: Sender) -> None:
+        """Warm up, and measure one level after the other."""
+        self.sender = sender
+        plan = self._choose()
+        if plan is not None:
+            self._warm_up(plan)
+        while plan is not None and not self.is_cut:
+            self._run_level(plan)
+            plan = self._choose()
+
+    def stop(self) -> None:
+        """End it with what has been measured."""
+        self.is_cut = True
+        if self.sender is not None:
+            self.sender.stop()
+
+    def _choose(self) -> Plan | None:
+        if isinstance(self.feed, PromptFile) and self.feed.is_trace:
+            return None if self.outcomes else Plan()
+        return self.options.strategy.choose(self.outcomes)
+
+    def _warm_up(self, plan: Plan) -> None:
+        num_calls = self.options.warmup
+        if num_calls is None:
+            num_calls = min(plan.concurrency or RATE_WARMUP, MAX_WARMUP)
+        if not num_calls or self.is_cut:
+            return
+        self.live.say(f"Warming up with {format_count(num_calls, 'call')}")
+        arrivals = Arrivals(concurrency=num_calls, max_calls=num_calls, first_index=0)
+        records, _ = self._send(arrivals, lambda _: None)
+        self.num_sent = len(records.index)
+
+    def _run_level(self, plan: Plan) -> None:
+        arrivals = self._make_arrivals(plan)
+        self.live.start_level(plan, arrivals.max_s or self.options.pacing.max_s, arrivals.max_calls)
+        started_at = time.monotonic()
+        with MetricsWatch(self.target.metrics) as watch:
+            records, health = self._send(arrivals, self.live.tick)
+        took_s = time.monotonic() - started_at
+        if health.cut_reason:
+            self.is_cut = True
+            self.problems.append(health.cut_reason)
+        self.num_sent += len(records.index)
+        level = make_level(
+            records,
+            health,
+            arrivals,
+            plan.title,
+            is_streamed=self.options.is_streamed,
+            rate=plan.rate,
+            is_cut=self.is_cut,
+            objectives=self.options.objectives,
+            watch=watch,
+            started_at=started_at,
+        )
+        self.levels.append(level)
+        self.outcomes.append(to_outcome(plan, level, took_s))
+        self.notes += [note for note in watch.notes if note not in self.notes]
+        self.live.end_level(level)
+
+    def _make_arrivals(self, plan: Plan) -> Arrivals:
+        pacing = self.options.pacing
+        if isinstance(self.feed, PromptFile):
+            first_index = self.num_sent % self.feed.num_distinct
+        else:
+            first_index = (len(self.levels) + 1) * LEVEL_INDEXES
+        if plan.concurrency is not None:
+            return pacing.make_closed(plan.concurrency, first_index)
+        if plan.rate is not None:
+            return pacing.make_open(plan.rate, first_index)
+        assert isinstance(self.feed, PromptFile), "only a trace has neither streams nor a rate"
+        if "duration" not in self.options.given:
+            pacing = dataclasses.replace(pacing, max_s=None)
+        return pacing.make_trace(self.feed.starts, self.options.speed or 1.0, 0)
+
+    def _send(self, arrivals: Arrivals, on_tick: Callable[[Progress], None]) -> tuple[Records, GeneratorHealth]:
+        assert self.sender is not None, "run() has set it"
+        watch = StallWatch()
+
+        def tick(progress: Progress) -> None:
+            if watch.is_stalled(progress, time.monotonic()) and not self.is_cut:
+                self.problems.append(f"The server sent nothing for {STALL_S:.0f} s: its calls were cut.")
+                self.stop()
+            on_tick(progress)
+
+        return self.sender.run_level(arrivals, tick)
+
+
+@dataclass(slots=True)
+class StallWatch:
+    """Whether a server with calls in flight has fallen silent."""
+
+    seen: tuple[int, int, int] = (0, 0, 0)
+    changed_at: float | None = None
+
+    def is_stalled(self, progress: Progress, now: float) -> bool:
+        current = (progress.output_tokens, progress.completed, progress.failed)
+        if current != self.seen or self.changed_at is None or not progress.in_flight:
+            self.seen, self.changed_at = current, now
+        return now - self.changed_at > STALL_S
+
+
+def to_outcome(plan: Plan, level: Level, took_s: float) -> Outcome:
+    e2e = level.latencies.get("e2e")
+    median = e2e.percentiles.get("50") if e2e else None
+    latency_s = median.value if median else e2e.mean if e2e and e2e.count else math.nan
+    return Outcome(
+        plan=plan,
+        throughput=level.output_tokens_per_s.value,
+        latency_s=latency_s,
+        failed_share=level.failed / max(1, level.sent),
+        objective_share=level.objective_share,
+        is_saturated=level.is_saturated,
+        took_s=took_s,
+    )
+
+
+# -- what is sent -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def open_feed(options: LoadOptions, target: Target) -> Iterator[SyntheticFeed | PromptFile]:
+    """
+    Raises:
+        UsageError: the texts cannot be made or read, or are too long for the model.
+    """
+    shape = CallShape(options.parameters, options.is_streamed, options.num_inputs, options.seed)
+    if options.prompts is not None:
+        with open_prompt_file(options.prompts, shape) as file:
+            check_trace(options, file)
+            yield file
+        return
+    check_lengths(options, target)
+    vocabulary = Vocabulary.find(target.client.count_tokens)
+    if options.inputs.low <= vocabulary.num_special:
+        raise UsageError(
+            f"--input-tokens is {options.inputs.text}, but this tokenizer adds {vocabulary.num_special} to each text: "
+            f"at least {vocabulary.num_special + 1} are needed."
+        )
+    yield SyntheticFeed(shape, vocabulary, options.inputs, options.outputs, options.shared_prefix, options.salt)
+
+
+def check_trace(options: LoadOptions, file: PromptFile) -> None:
+    """
+    Raises:
+        UsageError: the file is a trace and the options decide when calls are sent, or the reverse.
+    """
+    decided = [name for name in ("concurrency", "rate", "sweep", "goodput") if name in options.given]
+    if file.is_trace and decided:
+        raise UsageError(
+            f"--{decided[0]} and --prompts {options.prompts} both decide when calls are sent: leave one out, or "
+            '"start_s" in the file.'
+        )
+    if options.speed is not None and not file.is_trace:
+        raise UsageError(f'--speed is for a trace, but the lines of {options.prompts} have no "start_s".')
+
+
+def check_lengths(options: LoadOptions, target: Target) -> None:
+    """
+    Raises:
+        UsageError: the model cannot have texts that long.
+    """
+    info = target.client.model_info()
+    if options.outputs.high > info.max_new_tokens:
+        raise UsageError(
+            f"--output-tokens is {options.outputs.text}, but this server allows at most {info.max_new_tokens:,} new "
+            "tokens per answer."
+        )
+    longest = options.inputs.high + options.outputs.high
+    if longest > info.max_sequence_length:
+        raise UsageError(
+            f"--input-tokens {options.inputs.text} and --output-tokens {options.outputs.text} make up to {longest:,} "
+            f"tokens, but this server allows {info.max_sequence_length:,} for input and output together."
+        )
+
+
+@contextlib.contextmanager
+def open_workers(target: Target, feed: Feed, num_workers: int) -> Iterator[Sender]:
+    from tgis_cli.bench.load.workers import Workers
+
+    with Workers.open(target.address, target.files, feed, num_workers) as workers:
+        yield workers
+
+
+# -- the whole --------------------------------------------------------------------------------------------------------
+
+
+def run_load(
+    options: LoadOptions,
+    target: Target,
+    live: Live,
+    *,
+    open_sender: OpenSender = open_workers,
+    on_start: Callable[[LoadRun], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+) -> Result:
+    """Measure a server.
+
+    Args:
+        on_start: a context within which the levels run, such as one in which signals stop them.
+
+    Raises:
+        TgisError: the options do not suit the server, or it is gone before the first level.
+    """
+    live.say("Making prompts")
+    try:
+        with open_feed(options, target) as feed:
+            run = LoadRun(options, target, feed, live)
+            live.say("Examining this machine")
+            fingerprint = make_fingerprint(
+                os.environ, model=describe_model(target), server=describe_server(target), run=dict(options.given)
+            )
+            num_workers = options.workers or choose_workers(options, feed)
+            with open_sender(target, feed, num_workers) as sender, on_start(run):
+                run.run(sender)
+    finally:
+        live.clear()
+    return make_result(run, fingerprint)
+
+
+def measure_generator(options: LoadOptions) -> Result:
+    """What the generator itself costs and adds, without a server.
+
+    Raises:
+        UsageError: options are given that have no effect then.
+    """
+    from tgis_cli.bench.self_test import SelfTestOptions, run_self_test
+
+    if useless := [as_flag(name) for name in options.given if name not in ("workers", "duration")]:
+        raise UsageError(f"--self has a load of its own, so {', '.join(useless)} has no effect: leave it out.")
+    seconds = options.pacing.max_s if "duration" in options.given else None
+    own = SelfTestOptions(workers=options.workers or 1, **({"seconds": seconds} if seconds else {}))
+    return run_self_test(own, name_command(), make_fingerprint(os.environ, model={}, server={}, run=options.given))
+
+
+def name_command() -> str:
+    """As typed."""
+    return shlex.join(["tgis", *sys.argv[1:]])
+
+
+def choose_workers(options: LoadOptions, feed: SyntheticFeed | PromptFile) -> int:
+    """One process unless the load needs more, and no more than half of the CPUs: the server may need them too."""
+    if isinstance(feed, PromptFile) and feed.is_trace:
+        need = len(feed.starts) / max(1.0, feed.starts[-1]) * (options.speed or 1.0) / CALLS_PER_WORKER
+    elif isinstance(options.strategy, FixedLevels):
+        plans = options.strategy.plans
+        need = max(
+            max((one.rate or 0) / CALLS_PER_WORKER, (one.concurrency or 0) / STREAMS_PER_WORKER) for one in plans
+        )
+    else:
+        need = 1 if isinstance(options.strategy, DefaultLevels) else SEARCH_WORKERS
+    return max(1, min(math.ceil(need), len(os.sched_getaffinity(0)) // 2))
+
+
+def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
+    options = run.options
+    knee = find_knee(run.outcomes) if all(outcome.plan.concurrency for outcome in run.outcomes) else None
+    result = Result(
+        kind="load",
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=name_command(),
+        options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
+        shape=options.describe_shape(),
+        fingerprint=fingerprint,
+        figures=[figure for level in run.levels for figure in to_figures(level)],
+        problems=[*run.problems, *list_problems(run)],
+        notes=list(list_notes(run, knee)),
+        is_cut=run.is_cut,
+        detail=dataclasses.asdict(
+            LoadDetail(run.levels, knee=knee.plan.title if knee else None, goodput=describe_goodput(run))
+        ),
+    )
+    return result
+
+
+def list_problems(run: LoadRun) -> Iterator[str]:
+    for level in run.levels:
+        yield from (say_of(level, problem) for problem in level.problems)
+    if run.levels and not any(level.completed for level in run.levels):
+        reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
+        yield f"No call was completed{f' ({reasons[0]})' if reasons else ''}."
+
+
+def say_of(level: Level, sentence: str) -> str:
+    return f"{level.title}: {sentence[:1].lower()}{sentence[1:]}"
+
+
+def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
+    if run.target.note:
+        yield run.target.note
+    yield from run.notes
+    for level in run.levels:
+        yield from (say_of(level, note) for note in level.notes)
+        if level.is_saturated:
+            yield say_of(level, "the server did not keep up, so latencies grow with the length of the level.")
+    if knee is not None:
+        yield f"The knee is at {knee.plan.title}: with more, latency grows faster than throughput."
+    if isinstance(run.feed, PromptFile) and run.num_sent > run.feed.num_distinct:
+        yield (
+            f"The file's {format_count(run.feed.num_distinct, 'prompt')} were sent more than once, so a prefix cache "
+            "may have known them."
+        )
+    if isinstance(run.options.strategy, DefaultLevels) and not run.is_cut and run.outcomes:
+        yield from list_left_out(run)
+    yield from list_goodput_notes(run)
+
+
+def list_left_out(run: LoadRun) -> Iterator[str]:
+    from tgis_cli.bench.load.levels import DEFAULT_STREAMS
+
+    left = DEFAULT_STREAMS[len(run.outcomes) :]
+    if left and not (isinstance(run.feed, PromptFile) and run.feed.is_trace):
+        streams = ",".join(map(str, left))
+        yield f"More streams were left out, so that the run ends within 30 s: --concurrency {streams} measures them."
+
+
+def describe_goodput(run: LoadRun) -> dict[str, Any] | None:
+    strategy = run.options.strategy
+    if not isinstance(strategy, GoodputSearch):
+        return None
+    held, failed = strategy.find_bracket(run.outcomes)
+    return {
+        "objectives": [str(objective) for objective in run.options.objectives],
+        "share": strategy.share,
+        "rate": held,
+        "lowest_rate_that_failed": failed,
+        "rates": [
+            {"rate": one.plan.rate, "share": one.objective_share, "held": strategy.holds(one)}
+            for one in run.outcomes
+            if one.plan.rate is not None
+        ],
+    }
+
+
+def list_goodput_notes(run: LoadRun) -> Iterator[str]:
+    goodput = describe_goodput(run)
+    if goodput is None:
+        return
+    limits = ", ".join(goodput["objectives"])
+    share = f"{goodput['share']:.0%} of the calls"
+    if goodput["rate"] is None:
+        yield f"No rate was found at which {share} hold {limits}."
+    elif goodput["lowest_rate_that_failed"] is None:
+        yield f"At every rate that was tried, up to {goodput['rate']:g} requests/s, {share} hold {limits}."
+    else:
+        yield (
+            f"Up to {goodput['rate']:g} requests/s, {share} hold {limits}; at "
+            f"{goodput['lowest_rate_that_failed']:g} they do not."
+        )

@@ -1,0 +1,174 @@
+"""A result as grids of cells, which the text, Markdown and the page write in their own ways."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tgis_cli.bench.load.detail import Distribution, Level, LoadDetail, read_detail
+from tgis_cli.bench.report.units import Unit, choose_unit
+from tgis_cli.bench.result import Estimate, Figure, Result
+
+PERCENTILES = ("50", "90", "95", "99", "99.9")
+ACRONYMS = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "cpu": "CPU", "kv": "KV", "pss": "PSS", "gemm": "GEMM"}
+LATENCIES = {
+    "ttft": "TTFT",
+    "ttft_intended": "TTFT, intended",
+    "itl": "ITL",
+    "tpot": "TPOT",
+    "e2e": "e2e",
+    "e2e_intended": "e2e, intended",
+}
+IN_NAME = re.compile(r"(_per_s|_s|_bytes|_share)\b")  # units, which have their own place
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Of numbers. Neighbours with the same heading share it."""
+
+    heading: str  # "TTFT"
+    name: str  # "p50"
+    unit: str  # "ms"; empty for counts
+    cells: Sequence[str]
+    below: Sequence[str] = ()  # a second line of each cell: the interval
+
+    @property
+    def full_name(self) -> str:
+        name = f"{self.heading} {self.name}".strip().replace(" /", "/")
+        return f"{name}, {self.unit}" if self.unit else name
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Rows with names, and columns of numbers."""
+
+    corner: str  # what the rows are: "load"
+    rows: Sequence[str]
+    columns: list[Column] = field(default_factory=list)
+
+
+def find_detail(result: Result) -> LoadDetail | None:
+    """What only loads have."""
+    return read_detail(result.detail) if result.kind == "load" and result.detail else None
+
+
+def make_grids(result: Result) -> list[Grid]:
+    """The result in short: one row for each load, or for each group of figures of another kind."""
+    detail = find_detail(result)
+    return [make_load_grid(detail.levels)] if detail and detail.levels else list(make_figure_grids(result))
+
+
+def make_load_grid(levels: Sequence[Level]) -> Grid:
+    grid = Grid("load", [level.title for level in levels])
+
+    def add(heading: str, name: str, unit: str, read: Callable[[Level], float | None]) -> None:
+        values = [read(level) for level in levels]
+        chosen = choose_unit(unit, values)
+        grid.columns.append(Column(heading, name, "", [chosen.format(value) for value in values]))
+
+    add("output", "tokens/s", "tokens/s", lambda level: level.output_tokens_per_s.value)
+    add("requests", "/s", "requests/s", lambda level: level.requests_per_s.value)
+    known = {name for level in levels for name, each in level.latencies.items() if each.count}
+    shown = {"ttft": ("50", "95"), "itl": ("50", "95"), "e2e": ("50",) if "ttft" in known else ("50", "95", "99")}
+    for latency, percents in shown.items():
+        if latency in known:
+            grid.columns.extend(make_latency_columns(levels, latency, percents))
+    if any(level.objective_share is not None for level in levels):
+        add("objective", "met, %", "share", lambda level: level.objective_share)
+    add("", "failed", "", lambda level: level.failed)
+    return grid
+
+
+def make_latency_columns(levels: Sequence[Level], latency: str, percents: Sequence[str]) -> Iterator[Column]:
+    found = [level.latencies.get(latency) for level in levels]
+    columns = {percent: [find_percentile(each, percent) for each in found] for percent in percents}
+    unit = choose_unit("s", (each.value for values in columns.values() for each in values if each))
+    for percent, values in columns.items():
+        cells = [unit.format(each and each.value) for each in values]
+        yield Column(LATENCIES[latency], f"p{percent}", unit.name, cells)
+
+
+def find_percentile(distribution: Distribution | None, percent: str) -> Estimate | None:
+    return distribution.percentiles.get(percent) if distribution else None
+
+
+def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) -> Grid:
+    """A row for each latency of a level, and the intervals of the percentiles below them."""
+    found = {name: level.latencies[name] for name in list_latencies(level)}
+    units = {name: choose_unit("s", list_values(each)) for name, each in found.items()}
+    rows = [f"{LATENCIES[name]}, {units[name].name}" for name in found]
+    columns = []
+    for percent in percents:
+        values = {name: each.percentiles.get(percent) for name, each in found.items()}
+        if any(values.values()):
+            cells = [units[name].format(value and value.value) for name, value in values.items()]
+            below = [format_interval(units[name], value) for name, value in values.items()]
+            columns.append(Column("", f"p{percent}", "", cells, below))
+    for name, read in {"mean": "mean", "max": "maximum"}.items():
+        columns.append(Column("", name, "", [units[key].format(getattr(each, read)) for key, each in found.items()]))
+    columns.append(Column("", "samples", "", [f"{each.count:,}" for each in found.values()]))
+    return Grid("", rows, columns)
+
+
+def list_latencies(level: Level) -> Iterator[str]:
+    """Those that were measured. From the intended start only if that tells something else than from the actual one."""
+    for name in LATENCIES:
+        actual = level.latencies.get(name.removesuffix("_intended"))
+        found = level.latencies.get(name)
+        if found and found.count and (found is actual or not actual or not are_alike(found, actual)):
+            yield name
+
+
+def are_alike(one: Distribution, other: Distribution) -> bool:
+    """Whether they differ by less than a percent at every percentile."""
+    return all(
+        math.isclose(estimate.value, other.percentiles[name].value, rel_tol=0.01)
+        for name, estimate in one.percentiles.items()
+        if name in other.percentiles
+    )
+
+
+def list_values(distribution: Distribution) -> Iterator[float]:
+    yield distribution.mean
+    yield from (each.value for each in distribution.percentiles.values())
+
+
+def format_interval(unit: Unit, estimate: Estimate | None) -> str:
+    """``44.0-46.2``; empty where none can be given."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ""
+    return f"{unit.format(estimate.low)}-{unit.format(estimate.high)}"
+
+
+def make_figure_grids(result: Result) -> Iterator[Grid]:
+    """A grid for each run of groups that have the same figures."""
+    groups = list(result.groups())
+    for names, members in itertools.groupby(groups, key=lambda item: tuple(item[1])):
+        rows = dict(members)
+        grid = Grid("", list(rows))
+        for name in names:
+            figures = [figures[name] for figures in rows.values()]
+            estimates = [figure.estimate for figure in figures]
+            unit = choose_unit(name_unit(figures[0]), (each.value for each in estimates))
+            heading, _, last = name_figure(name).rpartition(" ")
+            of = (heading, last, unit.name) if heading else (last, unit.name, "")
+            cells = [unit.format(each.value) for each in estimates]
+            below = [format_interval(unit, each) for each in estimates]
+            grid.columns.append(Column(*of, cells, below))
+        yield grid
+
+
+def name_figure(name: str) -> str:
+    """``ttft_p50`` is ``TTFT p50``, and ``output_tokens_per_s`` is ``output tokens``."""
+    return " ".join(ACRONYMS.get(word, word) for word in IN_NAME.sub("", name).split("_"))
+
+
+def name_unit(figure: Figure) -> str:
+    return "share" if figure.name.endswith("_share") and not figure.unit else figure.unit
+
+
+def drop_columns(grid: Grid, *names: str) -> Grid:
+    return Grid(grid.corner, grid.rows, [column for column in grid.columns if column.name not in names])

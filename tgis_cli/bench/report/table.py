@@ -1,0 +1,152 @@
+"""A result as text for a terminal: a row for each load, details of one, and what is to be said about them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from tgis_cli.bench.load.detail import Level
+from tgis_cli.bench.report.facts import Fact, describe_level
+from tgis_cli.bench.report.grids import Column, Grid, drop_columns, find_detail, make_grids, make_percentile_grid
+from tgis_cli.bench.report.remarks import Remark, make_remarks
+from tgis_cli.bench.report.subject import describe_subject
+from tgis_cli.bench.result import Result
+from tgis_cli.terminal.capabilities import paint
+from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.layout import GAP, count_columns, lay_out, wrap
+
+BOLD, DIM = "1", "2"  # ANSI
+COLORS = {"problem": "1;31", "failed": "33", "cut": "33"}
+DROPPABLE = ("mean", "p90", "samples", "p99.9", "max")  # columns of details, in the order in which they go
+MIN_LABEL = 9  # columns that the first words of sentences take, so that those of most results are aligned
+
+
+def describe_result(result: Result, width: int | None, *, verbose: bool, is_colored: bool) -> list[str]:
+    """All lines of a result.
+
+    Args:
+        width: of the terminal; ``None`` leaves lines whole.
+        verbose: with percentiles and what the server says for each level, which one level alone always has.
+        is_colored: headings are dimmed, and problems are red.
+    """
+    subject = describe_subject(result)
+    blocks = [wrap(subject, width)] if subject else []
+    blocks += [draw_grid(grid, width, is_colored=is_colored) for grid in make_grids(result)]
+    detail = find_detail(result)
+    levels = detail.levels if detail else []
+    if verbose or len(levels) == 1:
+        blocks += describe_levels(levels, width, is_colored=is_colored)
+    blocks.append(draw_remarks(make_remarks(result), width, is_colored=is_colored))
+    return [line for block in blocks if block for line in (*block, "")][:-1]
+
+
+def describe_levels(levels: Sequence[Level], width: int | None, *, is_colored: bool) -> Iterator[list[str]]:
+    """For each level its percentiles, and then what else is known of it."""
+    grids = narrow([make_percentile_grid(level) for level in levels], width)
+    for level, grid in zip(levels, grids, strict=True):
+        title = [paint(escape_controls(level.title), BOLD, is_colored=is_colored)] if len(levels) > 1 else []
+        facts = draw_facts(list(describe_level(level)), width)
+        if grid.rows:
+            yield title + draw_grid(grid, width, is_colored=is_colored)
+            yield facts
+        else:
+            yield title + facts
+
+
+def narrow(grids: Sequence[Grid], width: int | None) -> Sequence[Grid]:
+    """Without the columns that one of them has no room for."""
+    for number in range(len(DROPPABLE) + 1):
+        narrowed = [drop_columns(grid, *DROPPABLE[:number]) for grid in grids]
+        if width is None or all(measure(grid) <= width for grid in narrowed):
+            return narrowed
+    return grids
+
+
+def draw_grid(grid: Grid, width: int | None, *, is_colored: bool) -> list[str]:
+    """Aligned columns below their headings; a block of lines for each row where they do not fit."""
+    if width is not None and measure(grid) > width:
+        return stack_grid(grid, width, is_colored=is_colored)
+    sizes = find_sizes(grid)
+    first = measure_rows(grid)
+    headings = " " * first + "".join(draw_headings(grid, sizes))
+    names = fill(grid.corner, first) + "".join(
+        " " * GAP + fill_left(column.name, size) for column, size in zip(grid.columns, sizes, strict=True)
+    )
+    lines = [paint(line.rstrip(), DIM, is_colored=is_colored) for line in (headings, names) if line.strip()]
+    for number, row in enumerate(grid.rows):
+        cells = [column.cells[number] for column in grid.columns]
+        lines.append(fill(escape_controls(row), first) + join_right(cells, sizes))
+        below = [column.below[number] if column.below else "" for column in grid.columns]
+        if any(below):
+            lines.append(paint(" " * first + join_right(below, sizes).rstrip(), DIM, is_colored=is_colored))
+    return lines
+
+
+def draw_headings(grid: Grid, sizes: Sequence[int]) -> Iterator[str]:
+    """Each heading at the right end of its columns."""
+    columns = zip(grid.columns, sizes, strict=True)
+    for heading, members in itertools.groupby(columns, key=lambda item: head(item[0])):
+        yield fill_left(heading, sum(GAP + size for _, size in members))
+
+
+def head(column: Column) -> str:
+    """``TTFT, ms``."""
+    return f"{column.heading}, {column.unit}" if column.unit else column.heading
+
+
+def find_sizes(grid: Grid) -> list[int]:
+    sizes = [
+        max(count_columns(text) for text in (column.name, *column.cells, *column.below)) for column in grid.columns
+    ]
+    start = 0
+    for heading, members in itertools.groupby(grid.columns, key=head):
+        number = len(list(members))
+        room = sum(sizes[start : start + number]) + GAP * (number - 1)
+        sizes[start] += max(0, count_columns(heading) - room)
+        start += number
+    return sizes
+
+
+def measure(grid: Grid) -> int:
+    return measure_rows(grid) + sum(GAP + size for size in find_sizes(grid))
+
+
+def measure_rows(grid: Grid) -> int:
+    return max(count_columns(escape_controls(text)) for text in (grid.corner, *grid.rows))
+
+
+def join_right(cells: Sequence[str], sizes: Sequence[int]) -> str:
+    return "".join(" " * GAP + fill_left(cell, size) for cell, size in zip(cells, sizes, strict=True))
+
+
+def fill(text: str, size: int) -> str:
+    return text + " " * (size - count_columns(text))
+
+
+def fill_left(text: str, size: int) -> str:
+    return " " * (size - count_columns(text)) + text
+
+
+def stack_grid(grid: Grid, width: int, *, is_colored: bool) -> list[str]:
+    lines = []
+    for number, row in enumerate(grid.rows):
+        lines += [paint(line, BOLD, is_colored=is_colored) for line in wrap(row, width)]
+        rows = [(column.full_name, column.cells[number]) for column in grid.columns]
+        lines += [line for each in lay_out(rows, width) for line in each]
+    return lines
+
+
+def draw_facts(facts: Sequence[Fact], width: int | None) -> list[str]:
+    size = max((len(fact.name) for fact in facts), default=0) + GAP
+    return [line for fact in facts for line in wrap(fact.text, width, first=fill(fact.name, size))]
+
+
+def draw_remarks(remarks: Sequence[Remark], width: int | None, *, is_colored: bool) -> list[str]:
+    """Sentences with their first words aligned."""
+    size = max([MIN_LABEL, *(len(remark.label) + GAP for remark in remarks)])
+    lines = []
+    for remark in remarks:
+        first, *others = wrap(remark.sentence, width, first=fill(remark.label, size))
+        color = COLORS.get(remark.label, DIM)
+        lines += [paint(remark.label, color, is_colored=is_colored) + first[len(remark.label) :], *others]
+    return lines

@@ -1,0 +1,83 @@
+"""``tgis bench ab``: two configurations in alternating rounds, so that a noisy machine slows both alike."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from tgis_cli.bench.load.options import PARAMETERS, LoadOptions, with_load_options
+from tgis_cli.bench.report.outputs import Csv, Html, Json, Markdown, Outputs
+from tgis_cli.bench.shares import read_share
+from tgis_cli.clients.parameter_flags import with_parameters
+from tgis_cli.terminal.exits import leave
+from tgis_cli.terminal.quiet_input import quiet_input
+from tgis_cli.terminal.stop_signals import interrupted_by_signals, stopping_by
+
+app = typer.Typer(add_completion=False)
+
+
+def side(name: str, metavar: str, what: str) -> typer.models.OptionInfo:
+    return typer.Option(name, metavar=metavar, help=what, rich_help_panel="Sides", show_default=False)
+
+
+LAUNCH = 'Start {} with these options of `tgis launch`: "MODEL --num-shard 2".'
+URL = "Address of {}, if it runs already."
+PYTHON = "Start {} with the installation of this interpreter, such as other/bin/python."
+METRIC = "What is compared: output_tokens_per_s, requests_per_s, ttft_p50, itl_p50, e2e_p95, ..."
+
+
+@app.command()
+@partial(with_parameters, only=PARAMETERS)
+@with_load_options
+def ab(
+    options: LoadOptions,
+    a: Annotated[str | None, side("--a", "ARGS", LAUNCH.format("A"))] = None,
+    b: Annotated[str | None, side("--b", "ARGS", LAUNCH.format("B"))] = None,
+    a_url: Annotated[str | None, side("--a-url", "HOST:PORT", URL.format("A"))] = None,
+    b_url: Annotated[str | None, side("--b-url", "HOST:PORT", URL.format("B"))] = None,
+    a_python: Annotated[str | None, side("--a-python", "PATH", PYTHON.format("A"))] = None,
+    b_python: Annotated[str | None, side("--b-python", "PATH", PYTHON.format("B"))] = None,
+    metric: Annotated[str, typer.Option(metavar="NAME", help=METRIC)] = "output_tokens_per_s",
+    rounds: Annotated[int, typer.Option(metavar="N", help="Most pairs of rounds.", min=2)] = 60,
+    equal_within: Annotated[str, typer.Option(metavar="SHARE", help="A difference that does not matter.")] = "2%",
+    restart: Annotated[bool, typer.Option("--restart", help="Let only one server run at a time.")] = False,
+    json_: Json = None,
+    csv: Csv = None,
+    markdown: Markdown = None,
+    html: Html = None,
+) -> None:
+    """Compare two configurations in alternating rounds.
+
+    A round is a load of 8 streams for 5 seconds unless the options say otherwise; A and B follow each other as A B B A.
+    It ends as soon as they are known to differ or to be equal. The exit code is 0 whatever is found, 1 if the figures
+    cannot be trusted, 130 after Ctrl-C.
+    """
+    from tgis_cli.bench.ab_run import AbRun, Side, run_ab
+
+    outputs = Outputs(json_, csv, markdown, html)
+    outputs.check()
+    sides = (Side.from_flags("A", a, a_url, a_python), Side.from_flags("B", b, b_url, b_python))
+    within = read_share(equal_within, "--equal-within")
+    stopped: list[signal.Signals] = []
+
+    def stop(run: AbRun, number: signal.Signals) -> None:
+        stopped.append(number)
+        run.stop()
+
+    with interrupted_by_signals(), quiet_input(sys.stderr):
+        result = run_ab(
+            options,
+            sides,
+            metric=metric,
+            max_pairs=rounds,
+            equal_within=within,
+            restarts=restart,
+            err=sys.stderr,
+            on_start=lambda run: stopping_by(partial(stop, run)),
+        )
+    outputs.write(result)
+    leave(128 + stopped[0] if stopped else 0 if result.is_valid else 1)

@@ -1,0 +1,77 @@
+"""``tgis bench load``: send requests to a server, and measure what its users would feel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from tgis_cli.bench.load.options import PARAMETERS, LoadOptions, with_load_options
+from tgis_cli.bench.report.outputs import Csv, Html, Json, Markdown, Outputs, Verbose
+from tgis_cli.clients.connection import Connection
+from tgis_cli.clients.connection_options import PANEL, with_connection_options
+from tgis_cli.clients.parameter_flags import with_parameters
+from tgis_cli.terminal.exits import leave
+from tgis_cli.terminal.quiet_input import quiet_input
+from tgis_cli.terminal.stop_signals import interrupted_by_signals, stopping_by
+
+app = typer.Typer(add_completion=False)
+
+LAUNCH_HELP = 'Start a server for the run, and stop it: "MODEL --num-shard 2", as for `tgis launch`; demo is a model.'
+METRICS_HELP = "HTTP address of the server, whose /metrics are read. [default: that of the running server]"
+SELF_HELP = "Measure the generator itself instead of a server: its CPU time per token, and the latency that it adds."
+
+
+@app.command()
+@with_connection_options
+@partial(with_parameters, only=PARAMETERS)
+@with_load_options
+def load(
+    connection: Connection,
+    options: LoadOptions,
+    launch: Annotated[str | None, typer.Option(metavar="ARGS", help=LAUNCH_HELP, rich_help_panel=PANEL)] = None,
+    metrics_url: Annotated[str | None, typer.Option(metavar="URL", help=METRICS_HELP, rich_help_panel=PANEL)] = None,
+    is_self: Annotated[bool, typer.Option("--self", help=SELF_HELP)] = False,
+    json_: Json = None,
+    csv: Csv = None,
+    markdown: Markdown = None,
+    html: Html = None,
+    verbose: Verbose = False,
+) -> None:
+    """Send requests to a server, and measure what its users would feel.
+
+    Without options, streams of 128 tokens in and 64 out at 1, 8 and 32 at once, as far as they take 30 seconds. Exit
+    codes: 0 done, 1 the run failed or its figures cannot be trusted, 2 usage, 130 Ctrl-C, after which the figures are
+    those of what was measured until then.
+    """
+    from tgis_cli.bench.load.live import Live
+    from tgis_cli.bench.load.run import LoadRun, measure_generator, run_load
+    from tgis_cli.bench.load.target import open_target
+
+    outputs = Outputs(json_, csv, markdown, html, is_verbose=verbose)
+    outputs.check()
+    if is_self:
+        with interrupted_by_signals():
+            result = measure_generator(options)
+        outputs.write(result)
+        leave(0 if result.is_valid else 1)
+    stopped: list[signal.Signals] = []
+
+    def stop(run: LoadRun, number: signal.Signals) -> None:
+        stopped.append(number)
+        run.stop()
+
+    with (
+        interrupted_by_signals(),
+        quiet_input(sys.stderr),
+        open_target(connection, launch, metrics_url, os.environ, sys.stderr) as target,
+    ):
+        result = run_load(
+            options, target, Live(sys.stderr, os.environ), on_start=lambda run: stopping_by(partial(stop, run))
+        )
+    outputs.write(result)
+    leave(128 + stopped[0] if stopped else 0 if result.is_valid else 1)

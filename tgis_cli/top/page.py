@@ -1,0 +1,171 @@
+"""The page that `tgis top` draws: lines of text for a terminal of a given size. Knows nothing of the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tgis_cli.clients.answer import format_latency, format_rate
+from tgis_cli.clients.server_table import format_age
+from tgis_cli.terminal.capabilities import paint
+from tgis_cli.top.glance import READY, Glance, Latency, format_share, show
+from tgis_cli.top.processes import Process
+from tgis_cli.top.window import Point
+from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.layout import count_columns
+from tgis_server.words.sizes import format_bytes, format_count
+
+BARS = "▁▂▃▄▅▆▇█"
+LABEL, VALUE = 15, 10  # columns
+NAME = 24  # of a process
+BOLD, DIM, GREEN, YELLOW = "1", "2", "32", "33"
+KEYS = "q ends"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What a page may use."""
+
+    is_colored: bool = False
+    has_graphs: bool = False
+
+    def paint(self, text: str, code: str) -> str:
+        return paint(text, code, is_colored=self.is_colored)
+
+
+def make_page(glance: Glance, columns: int, rows: int | None, style: Style) -> list[str]:
+    """
+    Args:
+        rows: at most so many lines; ``None``: any number.
+    """
+    lines = [*make_head(glance, columns, style), "", *make_rates(glance, columns, style), ""]
+    lines += [*make_latencies(glance, columns, style), *make_facts(glance, columns)]
+    if glance.processes:
+        free = None if rows is None else max(0, rows - len(lines) - 2)
+        lines += ["", *make_processes(glance.processes, free, columns, style)]
+    return lines if rows is None else lines[:rows]
+
+
+def make_head(glance: Glance, columns: int, style: Style) -> list[str]:
+    """What server it is, and what it is doing."""
+    mode = f" ({glance.mode})" if glance.mode and glance.mode != f"{glance.model} model" else ""
+    clock = time.strftime("%H:%M:%S", time.localtime(glance.at))
+    up = "" if glance.up_s is None else f", up {format_age(glance.up_s)}"
+    reason = f": {glance.reason}" if glance.reason else ""
+    again = ""
+    if glance.restarted_at is not None:
+        again = f", restarted at {time.strftime('%H:%M:%S', time.localtime(glance.restarted_at))}"
+    title = spread(f"{glance.model}{mode}" or "unknown model", glance.url, columns)
+    state = spread(f"{glance.state}{up}{again}{reason}", clock, columns)
+    return [style.paint(title, BOLD), style.paint(state, GREEN if glance.state == READY else YELLOW)]
+
+
+def make_rates(glance: Glance, columns: int, style: Style) -> list[str]:
+    """A row for each figure that changes all the time, with its graph."""
+    kv = show(glance.kv_share, format_share)
+    rows: list[tuple[str, str, Callable[[Point], float | None], float]] = [
+        ("requests/s", show(glance.requests_per_s, format_rate), lambda point: point.requests_per_s, 0),
+        ("tokens/s", show(glance.output_tokens_per_s, format_rate), lambda point: point.tokens_per_s, 0),
+        ("prompt tokens/s", show(glance.prompt_tokens_per_s, format_rate), lambda point: point.prompt_tokens_per_s, 0),
+        ("running", show(glance.running, str), lambda point: point.running, 0),
+        ("waiting", show(glance.waiting, str), lambda point: point.waiting, 0),
+        ("KV blocks used", kv, lambda point: point.kv_share, 1),
+    ]
+    lines = []
+    for label, value, pick, top in rows:
+        start = f"{label:<{LABEL}}{value:>{VALUE}}"
+        room = columns - len(start) - 2
+        graph = draw_graph([pick(point) for point in glance.history[-room:]], top) if room > 0 else ""
+        lines.append(f"{crop(start, columns)}  {graph}".rstrip() if style.has_graphs else crop(start, columns))
+    return lines
+
+
+def make_latencies(glance: Glance, columns: int, style: Style) -> list[str]:
+    title = f"last {format_age(glance.window_s)}" if glance.window_s is not None else "latencies"
+    names = ("p50", "p95", "p99", "mean")
+    head = crop(f"{title:<{LABEL}}" + "".join(f"{name:>{VALUE}}" for name in names), columns)
+    rows = {"queue": glance.queue, "first token": glance.first_token, "between tokens": glance.inter_token}
+    return [style.paint(head, DIM), *(crop(make_latency(label, row), columns) for label, row in rows.items())]
+
+
+def make_latency(label: str, row: Latency) -> str:
+    values = (row.p50_s, row.p95_s, row.p99_s, row.mean_s)
+    return f"{label:<{LABEL}}" + "".join(f"{show(value, format_latency):>{VALUE}}" for value in values)
+
+
+def make_facts(glance: Glance, columns: int) -> list[str]:
+    """What seldom matters, in as few lines as it takes."""
+    failures = sum(glance.failures.values())
+    causes = f" ({', '.join(f'{number} {err}' for err, number in glance.failures.items())})" if failures else ""
+    facts = [
+        f"rows per step {show(glance.rows_per_step, format_rate)}",
+        f"step {show(glance.step_s, format_latency)}",
+        f"prefix cache hits {show(glance.prefix_hit_share, format_share)}",
+        f"preemptions {show(glance.preemptions, str)}",
+        f"KV blocks {show(glance.kv_blocks_total, '{:,}'.format)}",
+        f"calls {show(glance.calls_in_flight, str)}",
+        f"failures {failures}{causes}",
+    ]
+    lines = [""]
+    for fact in facts:
+        longer = f"{lines[-1]}, {fact}" if lines[-1] else fact
+        if len(longer) <= columns:
+            lines[-1] = longer
+        else:
+            lines.append(fact)
+    return [crop(line, columns) for line in lines]
+
+
+def make_processes(processes: Sequence[Process], free: int | None, columns: int, style: Style) -> list[str]:
+    """A row for each process; those without room are added up in the last row.
+
+    Args:
+        free: rows below the title; ``None``: as many as it takes.
+    """
+    head = f"{'process':<{NAME}}{'pid':>{VALUE}}{'memory':>{VALUE}}{'CPU':>{VALUE}}"
+    shown, rest = list(processes), []
+    if free is not None and len(shown) > free:
+        shown, rest = shown[: max(0, free - 1)], shown[max(0, free - 1) :]
+    lines = [make_process(process.name, str(process.pid), [process]) for process in shown]
+    if rest:
+        lines.append(make_process(format_count(len(rest), "other"), "", rest))
+    return [style.paint(crop(head, columns), DIM), *(crop(line, columns) for line in lines)]
+
+
+def make_process(name: str, pid: str, processes: Sequence[Process]) -> str:
+    memory = format_bytes(sum(process.memory_bytes for process in processes))
+    cpu = sum(process.cpu_share for process in processes)
+    return f"{name:<{NAME}}{pid:>{VALUE}}{memory:>{VALUE}}{cpu:>{VALUE}.0%}"
+
+
+def draw_graph(values: Sequence[float | None], top: float) -> str:
+    """A bar for each value, none for what is not known or 0.
+
+    Args:
+        top: the value of the highest bar, if no value is higher.
+    """
+    top = max([top, *(value for value in values if value is not None)])
+    return "".join(BARS[min(7, int(value / top * 8))] if value and top else " " for value in values)
+
+
+def spread(left: str, right: str, columns: int) -> str:
+    """Two texts at the ends of a line; the left one is cut where it has no room, the right one disappears first."""
+    left, right = escape_controls(left).replace("\n", " "), escape_controls(right)
+    if count_columns(right) > columns // 2:
+        return crop(left, columns)
+    left = crop(left, columns - count_columns(right) - 2)
+    return left + " " * (columns - count_columns(left) - count_columns(right)) + right
+
+
+def crop(text: str, columns: int) -> str:
+    """The part of a text that a line of a terminal can hold."""
+    if count_columns(text) <= columns:
+        return text
+    kept, used = 0, 1  # the mark
+    for char in text:
+        used += count_columns(char)
+        if used > columns:
+            break
+        kept += 1
+    return f"{text[:kept]}…" if columns > 0 else ""
