@@ -251,27 +251,28 @@ def test_a_level_can_be_cut_from_another_thread():
 
 @pytest.mark.serial
 def test_the_generator_sees_the_stamps_within_a_millisecond():
+    p50_limit_s, p95_limit_s = (0.1, 1.0) if is_busy() else (0.001, 0.001)
+
     result = run_self_test(SelfTestOptions(seconds=4), "tgis bench load --self", {})
 
     figures = {(figure.group, figure.name): figure.estimate.value for figure in result.figures}
-    assert 0 < figures[STEADY, "added_delay_p50"] < 0.001
-    assert figures[STEADY, "added_delay_p95"] < 0.001 or is_busy()
-    assert figures[FLOOD, "output_tokens_per_s"] > 10_000
-    assert result.kind == "self"
+    assert 0 < figures[STEADY, "added_delay_p50"] < p50_limit_s
+    assert figures[STEADY, "added_delay_p95"] < p95_limit_s
+    assert figures[FLOOD, "output_tokens_per_s"] > 5_000
+    assert (result.kind, result.is_valid) == ("self", figures[STEADY, "added_delay_p95"] < 0.001)
 
 
 def is_busy() -> bool:
-    """Whether other work takes turns with ours, so that a twentieth of all frames may well be late."""
+    """Whether other work takes turns with ours: then no process is woken within a millisecond."""
     return os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
 @pytest.mark.acceptance
-def test_a_hundred_thousand_streams_fit_into_300_mb():
-    arrivals = Arrivals(concurrency=64, max_calls=100_000)
+def test_a_hundred_thousand_streams_leave_room_in_300_mb():
+    """Of all processes: the one that joins what the workers have measured needs 160 MB for it."""
     with open_workers(2, output_tokens=64, interval_s=0.0) as workers:
-        records, health = workers.run_level(arrivals)
+        records, health = workers.run_level(Arrivals(concurrency=64, max_calls=100_000))
 
-    ours = psutil.Process().memory_info().rss
     assert len(records.index) == 100_000
     assert len(records.gap_s) == 100_000 * 63
-    assert health.peak_bytes < 300e6, f"and {ours / 1e6:.0f} MB here"
+    assert health.peak_bytes < 140e6
