@@ -59,6 +59,15 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ('tgis bench load --goodput "ttft<500ms,itl<50ms"', "The highest rate with good latencies."),
         ("tgis bench load --prompts trace.jsonl --json result.json", "Replay a trace, for scripts."),
     ),
+    "tgis bench compare": (
+        ("tgis bench compare old.json new.json", "Exit code 1 if a figure is more than 5 % worse, beyond noise."),
+        ("tgis bench compare old.json new.json --max-regress 10% --markdown", "A table for a pull request."),
+    ),
+    "tgis bench ab": (
+        ('tgis bench ab --a org/model --b "org/model --num-shard 2"', "Are two shards faster?"),
+        ("tgis bench ab --a-url host-1:8033 --b-url host-2:8033 --metric ttft_p50", "Two servers, by first tokens."),
+        ("tgis bench ab --a org/model --b-python new/bin/python --b org/model", "Is a new version faster?"),
+    ),
     "tgis health": (
         ("tgis health", "Exit code 0 if the server of this machine is ready."),
         ("tgis health --probe live --timeout 5", "Whether it is alive, with more patience."),
