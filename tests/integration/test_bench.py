@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,13 @@ def start_endless(server: Any, path: Path) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         text=True,
     )
-    wait_until(lambda: "in_flight" in read_health(server), "a call in flight", deadline_s=DEADLINE_S)
+    wait_until(lambda: count_calls(server), "a call in flight", deadline_s=DEADLINE_S)
     return process
 
 
-def read_health(server: Any) -> str:
-    import urllib.request
-
+def count_calls(server: Any) -> int:
     with urllib.request.urlopen(f"{server.facts['http']}/health/live") as answer:
-        return "in_flight" if json.load(answer)["calls_in_flight"] else ""
+        return int(json.load(answer)["calls_in_flight"])
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -136,7 +135,7 @@ def test_ctrl_c_ends_it_with_what_was_measured(server: Any, tmp_path: Path):
     assert "Traceback" not in err
     assert (result["is_cut"], only_level(result)["is_cut"]) == (True, True)
     wait_until(lambda: not any(each.is_running() for each in workers), "the workers to be gone")
-    wait_until(lambda: not read_health(server), "the calls to be cancelled")
+    wait_until(lambda: not count_calls(server), "the calls to be cancelled")
 
 
 def test_a_server_that_dies_ends_the_run_with_the_reason(start: Callable[..., Any], tmp_path: Path):

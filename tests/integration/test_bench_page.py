@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 COMPARED = ["Time to first token", "Inter-token latency"]
-SPLIT = ["Parts of the first token's time"]
+SPLIT = ["Parts of the time to the first token"]
 DISTRIBUTIONS = ["Time to first token", "Inter-token latency", "Time per output token", "End-to-end latency"]
 OUTPUT = ["Output", "Requests in flight"]
 SERVER = ["Server: sequences", "Server: KV cache"]
@@ -31,7 +31,7 @@ RESULTS: dict[str, tuple[Result, list[str]]] = {
     "several loads": (make_result(), [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
     "one load": (make_result(8, fails=0.02), [*SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
     "no metrics of the server": (make_result(4, has_server=False), [*DISTRIBUTIONS, *RUN, *REQUESTS]),
-    "only failures": (make_result(8, has_server=False, fails=1.0), [*OUTPUT, *REQUESTS]),
+    "only failures": (make_result(8, has_server=False, fails=1.0), ["Requests in flight", *REQUESTS]),
     "unary calls": (
         make_result(1, 16, is_streamed=False),
         ["End-to-end latency", "End-to-end latency", *OUTPUT, *SERVER, *REQUESTS],

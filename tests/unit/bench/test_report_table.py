@@ -96,7 +96,11 @@ def test_unary_calls_have_no_columns_of_the_first_token():
 def test_a_load_whose_requests_all_failed_says_why():
     lines = describe(make_result(8, fails=1.0, has_server=False))
 
-    assert lines[4].split() == ["8", "streams", "0", "0", "-", "-", "-", "-", "-", "260"]
+    assert [line.split() for line in lines[2:5]] == [
+        ["output", "requests"],
+        ["load", "tokens/s", "/s", "failed"],
+        ["8", "streams", "0", "0", "260"],
+    ]
     assert lines[-2:] == [
         "failed   260 requests of 8 streams: RESOURCE_EXHAUSTED. Model is overloaded:",
         "         <b>no</b> free permits.",

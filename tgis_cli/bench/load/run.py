@@ -35,7 +35,8 @@ from tgis_server.words.sizes import format_count
 LEVEL_INDEXES = 1 << 32  # indexes of the feed that each level has for itself
 RATE_WARMUP = 4  # calls, where the first level has no number of streams
 STALL_S = 60.0  # a server that sends nothing for so long, with calls in flight, will not send more
-CALLS_PER_WORKER = 500.0  # per second; a worker has time to spare then
+CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once; a worker has time to spare then
+SEARCH_WORKERS = 4  # for a load that grows until the server has enough
 
 
 class Sender(Protocol):
@@ -95,7 +96,7 @@ class LoadRun:
         self.live.say(f"Warming up with {format_count(num_calls, 'call')}")
         arrivals = Arrivals(concurrency=num_calls, max_calls=num_calls, first_index=0)
         records, _ = self._send(arrivals, lambda _: None)
-        self.num_sent = len(records.index)
+        self.num_sent += len(records.index)
 
     def _run_level(self, plan: Plan) -> None:
         arrivals = self._make_arrivals(plan)
@@ -276,7 +277,8 @@ def run_load(
             fingerprint = make_fingerprint(
                 os.environ, model=describe_model(target), server=describe_server(target), run=dict(options.given)
             )
-            with open_sender(target, feed, options.workers or choose_workers(options)) as sender, on_start(run):
+            num_workers = options.workers or choose_workers(options, feed)
+            with open_sender(target, feed, num_workers) as sender, on_start(run):
                 run.run(sender)
     finally:
         live.clear()
@@ -303,11 +305,18 @@ def name_command() -> str:
     return shlex.join(["tgis", *sys.argv[1:]])
 
 
-def choose_workers(options: LoadOptions) -> int:
-    """One process unless a rate needs more, and no more than half of the CPUs: the server may need them too."""
-    plans = options.strategy.plans if isinstance(options.strategy, FixedLevels) else ()
-    rate = max((plan.rate or 0.0 for plan in plans), default=0.0)
-    return max(1, min(math.ceil(rate / CALLS_PER_WORKER), len(os.sched_getaffinity(0)) // 2))
+def choose_workers(options: LoadOptions, feed: SyntheticFeed | PromptFile | None = None) -> int:
+    """One process unless the load needs more, and no more than half of the CPUs: the server may need them too."""
+    if isinstance(feed, PromptFile) and feed.is_trace:
+        need = len(feed.starts) / max(1.0, feed.starts[-1]) * (options.speed or 1.0) / CALLS_PER_WORKER
+    elif isinstance(options.strategy, FixedLevels):
+        plans = options.strategy.plans
+        need = max(
+            max((one.rate or 0) / CALLS_PER_WORKER, (one.concurrency or 0) / STREAMS_PER_WORKER) for one in plans
+        )
+    else:
+        need = 1 if isinstance(options.strategy, DefaultLevels) else SEARCH_WORKERS
+    return max(1, min(math.ceil(need), len(os.sched_getaffinity(0)) // 2))
 
 
 def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:

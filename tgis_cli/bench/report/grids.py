@@ -71,10 +71,11 @@ def make_load_grid(levels: Sequence[Level]) -> Grid:
 
     add("output", "tokens/s", "tokens/s", lambda level: level.output_tokens_per_s.value)
     add("requests", "/s", "requests/s", lambda level: level.requests_per_s.value)
-    is_streamed = any("ttft" in level.latencies for level in levels)
-    shown = {"ttft": ("50", "95"), "itl": ("50", "95"), "e2e": ("50",)} if is_streamed else {"e2e": ("50", "95", "99")}
+    known = {name for level in levels for name, each in level.latencies.items() if each.count}
+    shown = {"ttft": ("50", "95"), "itl": ("50", "95"), "e2e": ("50",) if "ttft" in known else ("50", "95", "99")}
     for latency, percents in shown.items():
-        grid.columns.extend(make_latency_columns(levels, latency, percents))
+        if latency in known:
+            grid.columns.extend(make_latency_columns(levels, latency, percents))
     if any(level.objective_share is not None for level in levels):
         add("objective", "met, %", "share", lambda level: level.objective_share)
     add("", "failed", "", lambda level: level.failed)

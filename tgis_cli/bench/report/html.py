@@ -39,7 +39,7 @@ def write_html(result: Result) -> str:
         title=escape(f"{name}: {kind}"),
         style=style,
         script=script,
-        eyebrow=escape(kind),
+        eyebrow=escape(kind) if name != kind else "",
         name=escape(name).replace("/", "/<wbr>"),  # lines may break there
         meta=escape(", ".join(filter(None, (format_date(result.created_at), describe_lengths(result))))),
         remarks=write_remarks(result),

@@ -97,8 +97,8 @@ def write_tiles(level: Level) -> Iterator[str]:
             unit = choose_unit("s", values)
             more = f"p95 {unit.format_with_name(values[1])}" if len(values) > 1 else ""
             yield write_tile(f"{words}, p50", percentiles["50"], "s", more)
-    failed = f"{level.failed:,} failed" if level.failed else "none failed"
-    yield write_tile("Requests", level.requests_per_s, "requests/s", f"{level.completed:,} completed, {failed}")
+    counts = f"{level.completed:,} completed, {level.failed:,} failed"
+    yield write_tile("Requests", level.requests_per_s, "requests/s", counts)
 
 
 def write_tile(words: str, estimate: Estimate, unit: str, more: str) -> str:
@@ -109,6 +109,8 @@ def write_tile(words: str, estimate: Estimate, unit: str, more: str) -> str:
 
 
 def describe_range(estimate: Estimate, unit: str) -> str:
+    if not estimate.value:
+        return ""
     chosen = choose_unit(unit, [estimate.value])
     return format_interval(chosen, estimate).replace("-", f" {EN_DASH} ")
 
@@ -138,7 +140,7 @@ def write_setup(result: Result) -> str:
         if rows
     )
     command = f'<p class="command"><code>{clean(result.command)}</code></p>' if result.command else ""
-    return command + SETUP.format(panels)
+    return command + (SETUP.format(panels) if panels else "")
 
 
 def name_group(name: str) -> str:

@@ -26,7 +26,6 @@ const FORMATS = {
   seconds: (value) => (value < 1 ? `${formatNumber(value * 1000)} ms` : `${formatNumber(value)} s`),
   share: (value) => `${formatNumber(value * 100)} %`,
   count: formatNumber,
-  rate: (value) => `${formatNumber(value)} /s`,
 };
 
 function makeLinear(low, high, from, to) {
@@ -112,7 +111,7 @@ class Chart {
     this.width = Math.max(220, Math.floor(host.clientWidth));
   }
 
-  open({ height = 190, left = 46, right = 14, top = 20, bottom = 24 } = {}) {
+  open({ height = 160, left = 50, right = 14, top = 12, bottom = 24 } = {}) {
     Object.assign(this, { height, left, top, right: this.width - right, bottom: height - bottom });
     this.svg = make("svg", { viewBox: `0 0 ${this.width} ${height}`, role: "img", tabindex: 0, "aria-label": this.title });
     this.host.replaceChildren(this.svg);
@@ -128,29 +127,29 @@ class Chart {
     return this.add("text", { x, y, ...attributes }, text);
   }
 
-  // The horizontal lines with their values. Seconds of a linear scale share one unit, which stands above them.
-  addUpright({ scale, isLog }, kind, unit = "") {
-    const isMilli = kind === "seconds" && !isLog && scale.high < 1;
-    const factor = isMilli ? 1000 : kind === "share" ? 100 : 1;
+  // The horizontal lines with their values. Seconds of a linear scale share one unit.
+  addUpright({ scale, isLog }, kind) {
+    const inUnit = scale.high < 1 ? (value) => `${formatNumber(value * 1000)} ms` : (value) => `${formatNumber(value)} s`;
+    const format = kind === "seconds" && !isLog ? inUnit : FORMATS[kind];
     for (const tick of scale.getTicks(isLog ? 6 : 4)) {
       const y = scale(tick);
       this.add("line", { class: tick === 0 ? "baseline" : "gridline", x1: this.left, x2: this.right, y1: y, y2: y });
-      const text = isLog ? FORMATS[kind](tick) : formatNumber(tick * factor);
-      this.addText(this.left - 6, y + 4, text, { "text-anchor": "end" });
+      this.addText(this.left - 6, y + 4, format(tick), { "text-anchor": "end" });
     }
-    const shown = kind === "seconds" ? (isLog ? "" : isMilli ? "ms" : "s") : kind === "share" ? "%" : unit;
-    if (shown) this.addText(this.left - 6, this.top - 9, shown, { "text-anchor": shown.length > 5 ? "start" : "end", ...(shown.length > 5 && { x: 0 }) });
   }
 
-  // The values below the chart; those at the ends stay inside of it.
+  // The values below the chart; those at the ends stay inside of it, and those that would overlap are left out.
   addLevel(scale, format, { every = 55, title = "" } = {}) {
-    const ticks = scale.getTicks(Math.max(2, Math.floor((this.right - this.left) / every)));
+    let taken = -Infinity;
     this.add("line", { class: "baseline", x1: this.left, x2: this.right, y1: this.bottom, y2: this.bottom });
-    for (const tick of ticks) {
-      const x = scale(tick);
+    for (const tick of scale.getTicks(Math.max(2, Math.floor((this.right - this.left) / every)))) {
+      const [x, text] = [scale(tick), format(tick)];
+      const half = text.length * 3.3;
+      const middle = Math.min(x, this.width - half);
       this.add("line", { class: "baseline", x1: x, x2: x, y1: this.bottom, y2: this.bottom + 4 });
-      const anchor = x > this.width - 18 ? "end" : "middle";
-      this.addText(anchor === "end" ? this.width : x, this.bottom + 16, format(tick), { "text-anchor": anchor });
+      if (middle - half < taken + 4) continue;
+      taken = middle + half;
+      this.addText(middle, this.bottom + 16, text, { "text-anchor": "middle" });
     }
     if (title) this.addText((this.left + this.right) / 2, this.bottom + 32, title, { "text-anchor": "middle" });
   }

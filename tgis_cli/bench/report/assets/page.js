@@ -21,12 +21,13 @@ function drawCompared() {
     const drawn = ["ttft", "itl", "e2e"].filter((name) => levels.filter((level) => getPercentile(level, name, "50")).length > 1);
     const names = drawn.includes("ttft") ? drawn.filter((name) => name !== "e2e") : drawn;
     for (const name of names) {
-      addFigure(grid, NAMES[name], "against output tokens/s", (chart, legend) => drawAgainst(chart, legend, name));
+      addFigure(grid, NAMES[name], "", (chart, legend) => drawAgainst(chart, legend, name));
     }
   }
+  if (levels.length < 2) document.querySelector("#compared h2").textContent = NAMES.ttft;
   const split = levels.filter((level) => PARTS.some(([part]) => level.first_token_split?.[part] > 0));
   if (split.length) {
-    const figure = addFigure(grid, "Parts of the first token's time", "on average", (chart, legend) => drawSplit(chart, legend, split));
+    const figure = addFigure(grid, "Parts of the time to the first token", "on average", (chart, legend) => drawSplit(chart, legend, split));
     figure.style.gridColumn = "1 / -1";
   }
   settle("compared");
@@ -41,7 +42,7 @@ function getPercentile(level, name, percent) {
 }
 
 function drawAgainst(chart, legend, name) {
-  chart.open({ height: 250, bottom: 40, right: 26 });
+  chart.open({ height: 250, bottom: 40, top: 22, right: 26 });
   const points = levels.flatMap((level) =>
     PERCENTS.map(([percent, color]) => ({ level, percent, color, rate: level.output_tokens_per_s, latency: getPercentile(level, name, percent) })),
   ).filter(({ rate, latency }) => latency && isKnown(rate.value));
@@ -61,7 +62,7 @@ function drawAgainst(chart, legend, name) {
       chart.add("circle", { class: `mark fill ${color}`, cx: at, cy: height, r: 3.5 });
     }
   }
-  const knee = points.filter(({ level }) => level.title === data.knee);
+  const knee = points.filter(({ level, percent }) => level.title === data.knee && percent === "50");
   for (const { rate, latency } of knee) chart.add("circle", { class: "ring", cx: x(rate.value), cy: y(latency.value), r: 7 });
   addLevelNames(chart, levels.map((level) => points.findLast((point) => point.level === level)).filter(Boolean), x, y);
   showLegend(legend, PERCENTS.map(([percent, color]) => [color, `p${percent}`]).concat(knee.length ? [["ring", "knee"]] : []));
@@ -84,7 +85,7 @@ function describeEstimate(name, { value, low, high }) {
 function addLevelNames(chart, points, x, y) {
   const taken = [];
   for (const { level, rate, latency } of points) {
-    const [at, height, width] = [x(rate.value), y(latency.value) - 9, level.title.length * 6.2];
+    const [at, height, width] = [x(rate.value), y(latency.high ?? latency.value) - 7, level.title.length * 6.2];
     const left = at - 7 - width > chart.left ? at - 7 - width : Math.max(chart.left + 4, at - width / 2);
     if (taken.some((other) => other.right > left && other.left < left + width && Math.abs(other.y - height) < 13)) continue;
     taken.push({ left, right: left + width, y: height });
@@ -145,8 +146,7 @@ function drawDistributions(level) {
 
 function drawHistogram(chart, { edges, counts, percentiles, count }) {
   const marked = [["99", "teal"], ["95", "amber"], ["50", "blue"]].filter(([percent]) => isKnown(percentiles[percent]?.value));
-  const head = 22 + marked.length * 15;
-  chart.open({ height: 170 + marked.length * 15, top: head });
+  chart.open({ height: 165 + marked.length * 15, top: 16 + marked.length * 15 });
   const first = counts.findIndex((each) => each > 0);
   const last = counts.findLastIndex((each) => each > 0);
   const x = makeLog(edges[first], edges[last + 1], chart.left, chart.right);
@@ -191,7 +191,7 @@ function drawRun(level) {
       if (entries.length > 1) showLegend(legend, entries);
     });
   };
-  addSeries("Output", "tokens/s", "rate", [["tokens/s", series.output_tokens_per_s, "blue"]]);
+  addSeries("Output", "tokens/s", "count", [["tokens/s", series.output_tokens_per_s.some((each) => each > 0) ? series.output_tokens_per_s : [], "blue"]]);
   addSeries("Requests in flight", "", "count", [["in flight", series.in_flight, "blue"]], series.errors);
   addSeries("Time to first token", "", "seconds", [["p50", series.ttft_p50_s, "blue"], ["p95", series.ttft_p95_s, "amber"]]);
   addSeries("Inter-token latency", "", "seconds", [["p50", series.itl_p50_s, "blue"], ["p95", series.itl_p95_s, "amber"]]);
@@ -200,7 +200,7 @@ function drawRun(level) {
 }
 
 function drawSeries(chart, { series, whole, steady }, kind, lines, errors) {
-  chart.open({ height: 170 });
+  chart.open();
   const step = series.step_s;
   const length = Math.max(...lines.map(({ values }) => values.length), errors.length);
   const end = Math.max(whole.end_s - whole.start_s, (length - 0.5) * step);
@@ -224,7 +224,7 @@ function drawSeries(chart, { series, whole, steady }, kind, lines, errors) {
   });
   chart.addTips(
     Array.from({ length }, (_, index) => {
-      const texts = lines.map(({ name, values }) => `${name} ${isKnown(values[index]) ? FORMATS[kind === "rate" ? "count" : kind](values[index]) : "–"}`);
+      const texts = lines.map(({ name, values }) => `${name} ${isKnown(values[index]) ? FORMATS[kind](values[index]) : "–"}`);
       if (errors[index]) texts.push(`failed ${errors[index]}`);
       return { x: middle(index), text: [`${formatNumber(index * step)} – ${formatNumber((index + 1) * step)} s`, ...texts].join("\n") };
     }),
