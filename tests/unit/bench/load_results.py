@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ def make_engine_result() -> Result:
     )
 
 
+@cache
 def make_level(concurrency: int, *, has_server: bool = True, is_streamed: bool = True, fails: float = 0.0) -> Level:
     rng = np.random.default_rng(concurrency)
     title = f"{concurrency} stream{'s' if concurrency > 1 else ''}"
