@@ -122,6 +122,24 @@ def test_a_page_shows_its_charts_without_errors_requests_or_overlaps(browser, na
     assert browser.evaluate(FIND_FAULTS) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("svg.querySelectorAll('.mark').forEach((each) => each.remove())", "Output is empty"),
+        ("svg.querySelector('.mark').setAttribute('d', 'M0 NaN')", "Output has places that are no numbers"),
+        ("svg.querySelector('text').setAttribute('x', -9)", 'Output: "0" is cut off'),
+        ("svg.append(svg.querySelector('text').cloneNode(true))", 'Output: "0" and "0" overlap'),
+        ("document.querySelector('h2').style.width = '2000px'", "the page is wider than the window"),
+    ],
+)
+def test_faults_of_a_page_are_found(browser, change, fault):
+    browser.open(make_result(2))
+
+    browser.evaluate(f"{{ const svg = document.querySelector('#run svg'); {change}; }}")
+
+    assert fault in browser.evaluate(FIND_FAULTS)
+
+
 def test_choosing_a_load_shows_its_figures_and_its_charts(browser):
     browser.open(make_result(1, 8))
     drawn = browser.evaluate("document.querySelector('#distributions svg').outerHTML")
