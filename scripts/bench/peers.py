@@ -21,16 +21,9 @@ from typing import Any
 
 HEAD = re.compile(r"### (\S+) (\S+)")
 SIZES = re.compile(r"\bp(\d+) n(\d+) c(\d+)\b")
-ROWS = (
-    "1 stream, decode tok/s",
-    "8 streams, tok/s",
-    "32 streams, tok/s",
-    "first token of 512, s",
-    "ready, s",
-    "peak GiB",
-)
-DECODE, *STREAMS, FIRST, READY, PEAK = ROWS
-BY_STREAMS = {8: STREAMS[0], 32: STREAMS[1]}
+DECODE, FIRST, READY, PEAK = "1 stream, decode tok/s", "first token of 512, s", "ready, s", "peak memory, GiB"
+BY_STREAMS = {8: "8 streams, tok/s", 32: "32 streams, tok/s"}
+ROWS = (DECODE, *BY_STREAMS.values(), FIRST, READY, PEAK)  # of the table
 
 
 def read_peers(text: str) -> dict[str, dict[str, dict[str, float]]]:

@@ -40,11 +40,11 @@ def test_the_engine_is_measured_beside_the_limits_of_the_machine(environ: dict[s
     found = figures_of(ended.stdout)
     step = found["decode, 2 rows at 8", "time"]
     assert step["count"] == 2
-    assert 0 < step["estimate"]["low"] <= step["estimate"]["value"] or step["estimate"]["low"] == 0
+    assert step["estimate"]["low"] <= step["estimate"]["value"] <= step["estimate"]["high"]
     rate = found["decode, 2 rows at 8", "tokens_per_s"]["estimate"]["value"]
     assert rate == pytest.approx(2 / step["estimate"]["value"])
     for name in ("memory_share", "compute_share"):
-        assert 0 < found["prefill, 16 tokens", name]["estimate"]["value"] < 2
+        assert found["prefill, 16 tokens", name]["estimate"]["value"] > 0
     assert json.loads(ended.stdout)["fingerprint"]["model"]["vocab_size"] == 1536
     assert list(tmp_path.iterdir()) == []
 

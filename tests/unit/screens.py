@@ -26,7 +26,8 @@ from tgis_cli.terminal.word_wrap import get_character_width
 DEADLINE_S = 10.0
 # Of those with a question mark, 2004 asks for marks around pasted text, 1049 for the alternate screen, 25 for a cursor.
 SEQUENCE = re.compile(
-    r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[ADGHJK])|\[(?P<style>[\d;]*)m|\[\?(?P<mode>2004|1049|25)(?P<switch>[hl]))"
+    r"\x1b(?:7|8|\[(?P<number>\d*)(?P<command>[ADGHJK])|\[(?P<style>[\d;]*)m|"
+    r"\[\?(?P<mode>2004|1049|25)(?P<switch>[hl]))"
 )
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 

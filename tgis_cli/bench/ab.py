@@ -21,7 +21,7 @@ from tgis_cli.bench.statistics.sequences import ALPHA, find_reach, reach_of
 MAX_PAIRS = 60  # enough to find 10 % in 95 of 100 comparisons where rounds vary by 8 % (tests/unit/bench/test_ab.py)
 EQUAL_WITHIN = 0.02
 POWER = 0.9  # with which the smallest difference would have been found
-CONFIDENCE_TEXT = f"{1 - ALPHA:.1%}".replace(".0%", "%").replace("%", " %")
+CONFIDENCE = f"{(1 - ALPHA) * 100:g} %"
 
 Measure = Callable[[], float]
 
@@ -85,11 +85,14 @@ class Comparison:
 
     @property
     def smallest_difference(self) -> float | None:
-        """The difference, as a share, that so much noise lets be found nine times of ten within the limit of pairs."""
+        """The difference, as a share, that so much noise lets be found nine times of ten within the limit of pairs.
+
+        ``None`` if so few pairs find none.
+        """
         noise, num = self.noise, self.max_pairs
-        if noise is None:
+        reach = math.inf if noise is None else reach_of(num, noise**2 * (num - 1))
+        if noise is None or math.isinf(reach):
             return None
-        reach = reach_of(num, noise**2 * (num - 1))
         return math.exp(reach + NormalDist().inv_cdf(POWER) * noise / math.sqrt(num)) - 1
 
 
@@ -130,7 +133,7 @@ def describe_progress(comparison: Comparison) -> str:
     ratio = comparison.ratio
     interval = f" ({ratio.low:.3f} to {ratio.high:.3f})" if ratio.low is not None else ""
     noise = comparison.noise
-    varies = f"; the pairs vary by {noise:.1%}".replace("%", " %") if noise is not None else ""
+    varies = f"; the pairs vary by {noise * 100:.1f} %" if noise is not None else ""
     return f"pair {comparison.num_pairs} of {comparison.max_pairs}: B/A {ratio.value:.3f}{interval}{varies}"
 
 
@@ -144,7 +147,7 @@ def describe_verdict(comparison: Comparison, metric: str, better: str) -> list[s
     if not comparison.num_pairs:
         return ["No pair of rounds was measured."]
     interval = (
-        f"{CONFIDENCE_TEXT} interval {percent(ratio.low - 1)} to {percent(ratio.high - 1)}"
+        f"{CONFIDENCE} interval {percent(ratio.low - 1)} to {percent(ratio.high - 1)}"
         if ratio.low is not None and ratio.high is not None
         else "too few for an interval"
     )
@@ -152,16 +155,15 @@ def describe_verdict(comparison: Comparison, metric: str, better: str) -> list[s
     is_better = (ratio.value > 1) == (better == "higher")
     first = {
         Verdict.DIFFERENT: f"B is {'better' if is_better else 'worse'} than A: {facts}.",
-        Verdict.EQUAL: f"A and B are equal within {comparison.equal_within:.0%}: {facts}.".replace("%:", " %:"),
+        Verdict.EQUAL: f"A and B are equal within {comparison.equal_within * 100:g} %: {facts}.",
         Verdict.UNDECIDED: f"Undecided whether A and B differ: {facts}.",
     }[comparison.verdict]
     smallest = comparison.smallest_difference
     if smallest is None:
-        return [first]
+        return [first, f"So few pairs can show no difference: allow more than {comparison.max_pairs}."]
     return [
         first,
-        f"A difference of {smallest:.1%}".replace("%", " %")
-        + f" would be found nine times of ten within {comparison.max_pairs} pairs on this machine.",
+        f"On this machine, {comparison.max_pairs} pairs find a difference of {smallest * 100:.1f} % nine times of ten.",
     ]
 
 
@@ -177,7 +179,7 @@ def make_figures(comparison: Comparison, titles: Sequence[str], metric: str, uni
         Figure(title, metric, unit, better, Estimate(mean), comparison.num_pairs)
         for title, mean in zip(titles, means, strict=False)
     ]
-    return [*figures, Figure("B / A", metric, "", better, comparison.ratio, comparison.num_pairs)]
+    return [*figures, Figure("B / A", "ratio", "", better, comparison.ratio, comparison.num_pairs)]
 
 
 def sides(comparison: Comparison) -> tuple[list[float], list[float]]:

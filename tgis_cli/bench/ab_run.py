@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,6 +41,8 @@ from tgis_server.words.sizes import format_count
 
 STREAMS = 8  # of a round, and its length, unless the options say otherwise
 ROUND_S = 5.0
+# A disturbed round now and then is noise, which the interval has in it; if it is the rule, the generator is measured.
+MAX_DOUBTFUL_SHARE = 0.2
 METRIC = "output_tokens_per_s"
 METRICS = (
     *(METRIC, "total_tokens_per_s", "requests_per_s"),
@@ -145,7 +146,8 @@ class AbRun:
     current: LoadRun | None = None
     is_cut: bool = False
     figures: dict[str, Figure] = field(default_factory=dict)  # of the metric, by side, in the last round
-    problems: Counter[tuple[str, str]] = field(default_factory=Counter)  # rounds by side and problem
+    num_rounds: int = 0
+    problems: list[str] = field(default_factory=list)  # the first of each round that has some
     model: dict[str, Any] = field(default_factory=dict)
     servers: dict[str, Any] = field(default_factory=dict)
 
@@ -187,7 +189,8 @@ class AbRun:
             raise RoundsEnded
         self.current, self.live.letter = opened.run, opened.side.letter
         level = opened.measure()
-        self.problems.update((opened.side.letter, problem) for problem in level.problems)
+        self.num_rounds += 1
+        self.problems += [f"{opened.side.letter}: {problem}" for problem in level.problems[:1]]
         figure = next((each for each in to_figures(level) if each.name == self.metric), None)
         if figure is None:
             raise UsageError(
@@ -269,6 +272,8 @@ def with_short_rounds(options: LoadOptions) -> LoadOptions:
 def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) -> Result:
     figure = run.figures.get("A") or Figure("", run.metric, "", "", comparison.ratio)
     titles = [side.title for side in sides]
+    doubts = describe_doubts(run)
+    is_doubtful = len(run.problems) > MAX_DOUBTFUL_SHARE * run.num_rounds
     return Result(
         kind="ab",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -277,11 +282,11 @@ def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) ->
         shape=run.options.describe_shape() | {"level": run.strategy.plans[0].title},
         fingerprint=make_fingerprint(os.environ, model=run.model, server=run.servers, run=dict(run.options.given)),
         figures=make_figures(comparison, titles, run.metric, figure.unit, figure.better),
-        problems=[
-            f"{letter}, in {format_count(count, 'round')}: {problem}"
-            for (letter, problem), count in run.problems.items()
+        problems=[doubts] if doubts and is_doubtful else [],
+        notes=[
+            *describe_verdict(comparison, run.metric, figure.better),
+            *([] if is_doubtful else filter(None, [doubts])),
         ],
-        notes=describe_verdict(comparison, run.metric, figure.better),
         is_cut=run.is_cut,
         detail={
             "verdict": comparison.verdict,
@@ -294,3 +299,11 @@ def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) ->
             "smallest_difference": comparison.smallest_difference,
         },
     )
+
+
+def describe_doubts(run: AbRun) -> list[str]:
+    """A sentence, if there is something to say."""
+    if not run.problems:
+        return []
+    num_rounds = format_count(run.num_rounds, "round")
+    return [f"{len(run.problems)} of {num_rounds} are doubtful. The last one, {run.problems[-1]}"]

@@ -26,6 +26,7 @@ class Decided:
     run: Run
     summary: ModelSummary
     given: dict[str, str]  # the options of the server that are not defaults
+    warnings: tuple[str, ...]
 
     def describe_model(self) -> dict[str, Any]:
         return {
@@ -46,9 +47,11 @@ def decide(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path) -> D
     Raises:
         TgisError: the reason why the model cannot be served here.
     """
-    run = survey(loaded, environ, run_dir, Activity()).run
+    surveyed = survey(loaded, environ, run_dir, Activity())
+    run = surveyed.run
     given = {name: str(fact["value"]) for name, fact in loaded.as_dict().items() if fact["origin"] != "default"}
-    return Decided(run, get_engine(run.engine).door.inspect(run.model_dir, run.num_shard), given)
+    summary = get_engine(run.engine).door.inspect(run.model_dir, run.num_shard)
+    return Decided(run, summary, given, surveyed.resolved.warnings)
 
 
 @contextlib.contextmanager

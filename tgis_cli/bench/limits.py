@@ -17,8 +17,8 @@ from typing import Any
 
 BANDWIDTH_S = 0.5  # for each number of threads
 GEMM_S = 0.7  # for each dtype
-BUFFER_BYTES = 32 << 20  # per thread and array
-MIN_BYTES = 256 << 20  # of all arrays, so that no cache holds them
+BUFFER_BYTES = 16 << 20  # per thread and array
+MIN_BYTES = 128 << 20  # of all arrays, so that no cache holds them
 GPU_BUFFER_BYTES = 1 << 30
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices
 

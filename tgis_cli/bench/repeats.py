@@ -7,23 +7,15 @@ import statistics
 from collections.abc import Sequence
 
 from tgis_cli.bench.result import Estimate, Figure
-
-# 97.5 % quantiles of Student's distribution by degrees of freedom, from 1
-QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-NORMAL = 1.960
+from tgis_cli.bench.statistics.distributions import TAIL, student_t_quantile
 
 
 def estimate_mean(values: Sequence[float]) -> Estimate:
-    """The mean with its 95 % interval, which needs two values."""
+    """The mean of what is never negative, with its 95 % interval, which needs two values."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Estimate(mean)
-    freedom = len(values) - 1
-    quantile = QUANTILES[freedom - 1] if freedom <= len(QUANTILES) else NORMAL
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    half = student_t_quantile(1 - TAIL, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(mean, max(0.0, mean - half), mean + half)
 
 

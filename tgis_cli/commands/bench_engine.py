@@ -30,7 +30,7 @@ Context = Annotated[str, typer.Option(metavar="N,N,...", help="Tokens that each 
 Prefill = Annotated[str, typer.Option(metavar="N,N,...", help="Lengths of prompts, each computed alone.")]
 Repeat = Annotated[int, typer.Option(metavar="N", min=1, help="Rounds, each of which measures everything once.")]
 Profile = Annotated[
-    int, typer.Option(metavar="N", min=0, help="Instead, print the N slowest torch operations of each.")
+    int | None, typer.Option(metavar="N", min=1, help="Print the N slowest torch operations of each instead.")
 ]
 
 
@@ -43,16 +43,16 @@ def engine(
     context: Context = "128,1024",
     prefill: Prefill = "128,512,1024",
     repeat: Repeat = 5,
-    profile: Profile = 0,
+    profile: Profile = None,
     json_: Json = None,
     csv: Csv = None,
     markdown: Markdown = None,
 ) -> None:
     """Measure the engine alone, without gRPC: decode steps, prefill, and other ways to sample.
 
-    It runs in the processes of a server's shards. Beside each time is its share of what this machine can do: bytes
-    read, of the memory's bandwidth, and operations, of the rate of matrix products, both measured before. All other
-    options of `tgis launch` can be given in the environment or with --config.
+    It runs in the processes of a server's shards. Beside each time stands how close it comes to the limits of this
+    machine, which are measured first: the bandwidth of the memory, for the bytes that are read, and the rate of matrix
+    products, for the operations. All other options of `tgis launch` can be given in the environment or with --config.
     """
     from tgis_cli.bench.engine.measure import EngineOptions, measure_engine
     from tgis_cli.bench.engine.work import read_numbers
@@ -63,7 +63,7 @@ def engine(
     loaded = load_config(flags, os.environ, config_file)
     stopped: list[Signals] = []
     with interrupted_by_signals():
-        result = measure_engine(loaded, os.environ, EngineOptions(*sizes, repeat, profile), stopped)
+        result = measure_engine(loaded, os.environ, EngineOptions(*sizes, repeat, profile or 0), stopped)
     if result is not None:
         outputs.write(result)
     leave(128 + stopped[0] if stopped else 0)

@@ -49,16 +49,14 @@ def load(
     those of what was measured until then.
     """
     from tgis_cli.bench.load.live import Live
-    from tgis_cli.bench.load.run import LoadRun, run_load
+    from tgis_cli.bench.load.run import LoadRun, measure_generator, run_load
     from tgis_cli.bench.load.target import open_target
 
     outputs = Outputs(json_, csv, markdown, html, is_verbose=verbose)
     outputs.check()
     if is_self:
-        from tgis_cli.bench.self_test import run_self_test
-
         with interrupted_by_signals():
-            result = run_self_test()
+            result = measure_generator(options)
         outputs.write(result)
         leave(0 if result.is_valid else 1)
     stopped: list[signal.Signals] = []

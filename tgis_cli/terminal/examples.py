@@ -59,6 +59,15 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ('tgis bench load --goodput "ttft<500ms,itl<50ms"', "The highest rate with good latencies."),
         ("tgis bench load --prompts trace.jsonl --json result.json", "Replay a trace, for scripts."),
     ),
+    "tgis bench engine": (
+        ("tgis bench engine org/model", "Decode steps and prefills, beside what this machine can do."),
+        ("tgis bench engine org/model --rows 1,4 --context 512,4096 --prefill 2048", "At sizes of one's own."),
+        ("tgis bench engine org/model --num-shard 2 --json two.json", "On two shards, for a comparison."),
+    ),
+    "tgis bench start": (
+        ("tgis bench start org/model", "Three cold and three warm starts."),
+        ("tgis bench start org/model --repeat 10 --markdown start.md", "Ten of each, for a pull request."),
+    ),
     "tgis health": (
         ("tgis health", "Exit code 0 if the server of this machine is ready."),
         ("tgis health --probe live --timeout 5", "Whether it is alive, with more patience."),

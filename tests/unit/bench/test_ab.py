@@ -8,7 +8,15 @@ import random
 
 import pytest
 
-from tgis_cli.bench.ab import Comparison, Verdict, compare_ab, describe_progress, describe_verdict, make_figures
+from tgis_cli.bench.ab import (
+    Comparison,
+    RoundsEnded,
+    Verdict,
+    compare_ab,
+    describe_progress,
+    describe_verdict,
+    make_figures,
+)
 from tgis_cli.bench.result import Estimate
 from tgis_cli.bench.statistics.sequences import find_reach, reach_of
 
@@ -132,7 +140,7 @@ def test_the_verdict_is_a_sentence_with_its_interval_and_what_could_have_been_fo
 
     assert first.startswith("B is better than A: +10.")
     assert "99.5 % interval +" in first
-    assert "nine times of ten within 60 pairs" in second
+    assert second.startswith("On this machine, 60 pairs find a difference of ")
     assert describe_verdict(comparison, "ttft_p50", "lower")[0].startswith("B is worse than A")
 
 
@@ -161,3 +169,26 @@ def test_figures_have_both_sides_and_the_ratio():
         ("B / A", 1.1),
     ]
     assert figures[-1].estimate == Estimate(figures[-1].estimate.value)
+
+
+def test_a_limit_below_which_nothing_can_be_shown_is_said():
+    comparison = compare_ab(play(100, 101), play(110, 112), max_pairs=3)
+
+    assert comparison.verdict is Verdict.UNDECIDED
+    assert describe_verdict(comparison, "ttft_p50", "lower")[1] == (
+        "So few pairs can show no difference: allow more than 3."
+    )
+
+
+def test_a_comparison_that_is_cut_keeps_its_complete_pairs():
+    left = [100.0, 101.0, 102.0]
+
+    def measure() -> float:
+        if not left:
+            raise RoundsEnded
+        return left.pop()
+
+    comparison = compare_ab(measure, play(100))
+
+    assert comparison.values_a == [102.0, 101.0, 100.0]
+    assert comparison.num_pairs == 3

@@ -177,6 +177,7 @@ def test_shapes_that_the_model_cannot_have_are_refused(flags: dict[str, str], re
         ({"concurrency": "1,x"}, "must be whole numbers of streams above 0, such as 1,8,32"),
         ({"concurrency": "0"}, "must be whole numbers of streams above 0"),
         ({"rate": "-1"}, "must be calls per second above 0"),
+        ({"rate": "2,4,2"}, "names 2 twice: levels must differ"),
         ({"rate": "1e9"}, "may be at most 100,000"),
         ({"rate": "nan"}, "must be calls per second above 0"),
         ({"duration": 0.0}, "--duration is 0, but must be above 0"),

@@ -133,7 +133,7 @@ class Group:
         exits = [
             Exit(name, status, ended_at, self._read_tail(name), str(self._log(name)))
             for name, process in self._processes.items()
-            if (status := process.poll()) is not None
+            if (status := process.poll())  # those that have ended in order are no cause
         ]
         records = read_records(self.run.errors_dir)
         cause = find_cause(exits, records, self._oom.evidence(), num_shard=self.run.num_shard)

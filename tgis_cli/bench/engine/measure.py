@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from signal import Signals
 from typing import Any
 
@@ -124,10 +125,10 @@ def measure_engine(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["tgis", *sys.argv[1:]]),
         options=asdict(options),
-        shape={"works": [each.work.title for each in measured]},
+        shape={"model": Path(run.model_id).name, "works": [work.title for work in plan.works]},
         fingerprint=fingerprint,
         figures=list(make_figures(measured, work_of_device(run, decided.summary), limits, run)),
-        notes=findings.notes,
+        notes=[*decided.warnings, *findings.notes],
         is_cut=bool(stopped),
         detail={
             "limits": limits and asdict(limits),

@@ -288,6 +288,8 @@ def read_list(given: Mapping[str, Any], name: str) -> list[float]:
         raise UsageError(f"{as_flag(name)} is {text!r}, but must be {kind} above 0, such as {example}.")
     if max(numbers) > (most := MAX_STREAMS if is_whole else MAX_RATE):
         raise UsageError(f"{as_flag(name)} is {text}, but may be at most {most:,}.")
+    if twice := next((number for number in numbers if numbers.count(number) > 1), None):
+        raise UsageError(f"{as_flag(name)} is {text}, which names {twice:g} twice: levels must differ.")
     return numbers
 
 

@@ -28,13 +28,15 @@ from tgis_cli.bench.load.records import GeneratorHealth, Records
 from tgis_cli.bench.load.target import Target, describe_model, describe_server
 from tgis_cli.bench.result import Result
 from tgis_cli.bench.server_side import MetricsWatch
+from tgis_cli.clients.parameter_table import as_flag
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_count
 
 LEVEL_INDEXES = 1 << 32  # indexes of the feed that each level has for itself
 RATE_WARMUP = 4  # calls, where the first level has no number of streams
 STALL_S = 60.0  # a server that sends nothing for so long, with calls in flight, will not send more
-CALLS_PER_WORKER = 500.0  # per second; a worker has time to spare then
+CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once; a worker has time to spare then
+SEARCH_WORKERS = 4  # for a load that grows until the server has enough
 
 
 class Sender(Protocol):
@@ -275,18 +277,46 @@ def run_load(
             fingerprint = make_fingerprint(
                 os.environ, model=describe_model(target), server=describe_server(target), run=dict(options.given)
             )
-            with open_sender(target, feed, options.workers or choose_workers(options)) as sender, on_start(run):
+            num_workers = options.workers or choose_workers(options, feed)
+            with open_sender(target, feed, num_workers) as sender, on_start(run):
                 run.run(sender)
     finally:
         live.clear()
     return make_result(run, fingerprint)
 
 
-def choose_workers(options: LoadOptions) -> int:
-    """One process unless a rate needs more, and no more than half of the CPUs: the server may need them too."""
-    plans = options.strategy.plans if isinstance(options.strategy, FixedLevels) else ()
-    rate = max((plan.rate or 0.0 for plan in plans), default=0.0)
-    return max(1, min(math.ceil(rate / CALLS_PER_WORKER), len(os.sched_getaffinity(0)) // 2))
+def measure_generator(options: LoadOptions) -> Result:
+    """What the generator itself costs and adds, without a server.
+
+    Raises:
+        UsageError: options are given that have no effect then.
+    """
+    from tgis_cli.bench.self_test import SelfTestOptions, run_self_test
+
+    if useless := [as_flag(name) for name in options.given if name not in ("workers", "duration")]:
+        raise UsageError(f"--self has a load of its own, so {', '.join(useless)} has no effect: leave it out.")
+    seconds = options.pacing.max_s if "duration" in options.given else None
+    own = SelfTestOptions(workers=options.workers or 1, **({"seconds": seconds} if seconds else {}))
+    return run_self_test(own, name_command(), make_fingerprint(os.environ, model={}, server={}, run=options.given))
+
+
+def name_command() -> str:
+    """As typed."""
+    return shlex.join(["tgis", *sys.argv[1:]])
+
+
+def choose_workers(options: LoadOptions, feed: SyntheticFeed | PromptFile) -> int:
+    """One process unless the load needs more, and no more than half of the CPUs: the server may need them too."""
+    if isinstance(feed, PromptFile) and feed.is_trace:
+        need = len(feed.starts) / max(1.0, feed.starts[-1]) * (options.speed or 1.0) / CALLS_PER_WORKER
+    elif isinstance(options.strategy, FixedLevels):
+        plans = options.strategy.plans
+        need = max(
+            max((one.rate or 0) / CALLS_PER_WORKER, (one.concurrency or 0) / STREAMS_PER_WORKER) for one in plans
+        )
+    else:
+        need = 1 if isinstance(options.strategy, DefaultLevels) else SEARCH_WORKERS
+    return max(1, min(math.ceil(need), len(os.sched_getaffinity(0)) // 2))
 
 
 def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
@@ -295,7 +325,7 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
     result = Result(
         kind="load",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["tgis", *sys.argv[1:]]),
+        command=name_command(),
         options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
         shape=options.describe_shape(),
         fingerprint=fingerprint,

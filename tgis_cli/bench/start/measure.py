@@ -167,10 +167,10 @@ def measure_starts(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["tgis", *sys.argv[1:]]),
         options={"rounds": rounds},
-        shape={},
+        shape={"model": Path(decided.run.model_id).name},
         fingerprint=fingerprint,
         figures=list(make_figures(starts.done)),
-        notes=list(explain_cold_starts(starts.done)),
+        notes=[*decided.warnings, *explain_cold_starts(starts.done)],
         is_cut=bool(stopped),
         detail={"starts": [asdict(start) for start in starts.done]},
     )

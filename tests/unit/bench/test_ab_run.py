@@ -1,0 +1,208 @@
+"""Alternating rounds on two servers that exist only as arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from simulated_server import SimulatedServer
+from tgis_cli.bench import ab_run
+from tgis_cli.bench.ab_run import Side, run_ab
+from tgis_cli.bench.load.options import LoadOptions
+from tgis_cli.bench.load.target import Target
+from tgis_cli.clients.address import Address
+from tgis_cli.clients.parameters import Parameters
+from tgis_server.errors import UsageError
+
+
+class FakeClient:
+    address = Address("127.0.0.1", 8033, is_tls=False, source="--url")
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def model_info(self):
+        return SimpleNamespace(max_sequence_length=2048, max_new_tokens=1024)
+
+    def count_tokens(self, texts):
+        return [1 + len(text.split()) for text in texts]
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """The URLs of the servers in the order in which they were opened, and closed again as ``-URL``."""
+    urls: list[str] = []
+
+    @contextlib.contextmanager
+    def open_target(connection, *_, **__):
+        urls.append(connection.url)
+        yield Target(FakeClient(connection.url), None, None, None, "")
+        urls.append(f"-{connection.url}")
+
+    monkeypatch.setattr(ab_run, "open_target", open_target)
+    monkeypatch.setattr(ab_run, "make_fingerprint", lambda environ, **facts: facts)
+    return urls
+
+
+SIDES = (Side("A", url="a:1"), Side("B", url="b:2"))
+
+
+def compare(step_a: float = 0.02, step_b: float = 0.02, *, noise: float = 0.01, sides=SIDES, **options):
+    """Compare servers whose steps vary from round to round."""
+    rng = random.Random(7)
+    servers = {"a:1": SimulatedServer(), "b:2": SimulatedServer()}
+    steps = {"a:1": step_a, "b:2": step_b}
+
+    @contextlib.contextmanager
+    def open_sender(target, *_):
+        server = servers[target.client.url]
+        server.on_level = lambda _: setattr(server, "step_s", steps[target.client.url] * rng.gauss(1, noise))
+        yield server
+
+    settings = {"metric": "output_tokens_per_s", "max_pairs": 20, "equal_within": 0.02, "restarts": False}
+    flags = options.pop("flags", {})
+    err = io.StringIO()
+    result = run_ab(
+        LoadOptions.from_flags(flags, Parameters()),
+        sides,
+        **settings | options,
+        err=err,
+        open_sender=open_sender,
+    )
+    return result, servers, err.getvalue()
+
+
+def test_a_slower_server_is_found(opened):
+    result, _, shown = compare(step_b=0.022)
+
+    assert result.kind == "ab"
+    assert result.detail["verdict"] == "different"
+    assert result.notes[0].startswith("B is worse than A: -9.")
+    assert [figure.group for figure in result.figures] == ["A: a:1", "B: b:2", "B / A"]
+    assert result.figures[0].estimate.value == pytest.approx(8 / 0.02, rel=0.05)
+    assert "pair 7 of 20: B/A 0.9" in shown
+
+
+def test_equal_servers_are_equal(opened):
+    result, _, _ = compare(noise=0.002)
+
+    assert result.detail["verdict"] == "equal"
+    assert result.is_valid
+
+
+def test_a_latency_can_be_compared(opened):
+    result, _, _ = compare(step_b=0.022, metric="itl_p50")
+
+    assert result.notes[0].startswith("B is worse than A: +")
+    assert (result.figures[0].unit, result.figures[0].better) == ("s", "lower")
+
+
+def test_rounds_send_different_prompts_and_both_sides_the_same(opened):
+    _, servers, _ = compare()
+
+    rounds = {url: [level.first_index for level in server.levels] for url, server in servers.items()}
+    assert rounds["a:1"] == rounds["b:2"]
+    measured = [first for first in rounds["a:1"] if first]
+    assert len(set(measured)) == len(measured) > 6
+
+
+def test_both_servers_stay_between_rounds(opened):
+    compare(max_pairs=2)
+
+    assert opened == ["a:1", "b:2", "-b:2", "-a:1"]
+
+
+def test_with_restarts_only_one_server_runs_at_a_time(opened):
+    compare(max_pairs=2, restarts=True)
+
+    assert opened == ["a:1", "-a:1", "b:2", "-b:2", "b:2", "-b:2", "a:1", "-a:1"]
+
+
+def test_a_round_is_eight_streams_for_five_seconds_unless_told_otherwise(opened):
+    _, servers, _ = compare(max_pairs=2)
+    assert (servers["a:1"].levels[1].concurrency, servers["a:1"].levels[1].max_s) == (8, 5.0)
+
+    _, servers, _ = compare(max_pairs=2, flags={"concurrency": "2", "duration": 3.0})
+    assert (servers["a:1"].levels[1].concurrency, servers["a:1"].levels[1].max_s) == (2, 3.0)
+
+
+@pytest.mark.parametrize("flags", [{"concurrency": "1,8"}, {"sweep": True}, {"goodput": "ttft<1s"}])
+def test_a_round_has_one_level(opened, flags):
+    with pytest.raises(UsageError, match="A round has one level"):
+        compare(flags=flags)
+
+
+def test_a_metric_that_is_unknown_is_refused_before_anything_starts(opened):
+    with pytest.raises(UsageError, match=r"--metric tttf_p50 is unknown. Did you mean ttft_p50 or"):
+        compare(metric="tttf_p50")
+    assert opened == []
+
+
+def test_a_round_with_too_few_calls_for_the_metric_says_so(opened):
+    with pytest.raises(UsageError, match=r"has no ttft_p99\.9: make rounds longer"):
+        compare(metric="ttft_p99.9")
+
+
+def test_ctrl_c_keeps_the_pairs_that_are_complete(opened):
+    runs = []
+
+    @contextlib.contextmanager
+    def on_start(run):
+        runs.append(run)
+        tell = run.live.start_level
+
+        def start_level(*arguments):
+            tell(*arguments)
+            if run.num_rounds == 5:
+                run.stop()
+
+        run.live.start_level = start_level
+        yield
+
+    result, _, _ = compare(noise=0.1, on_start=on_start)
+
+    assert result.is_cut
+    assert len(result.detail["values_b"]) == 2
+
+
+def test_rounds_that_are_doubtful_now_and_then_do_not_spoil_the_comparison(opened, monkeypatch):
+    rounds = []
+    original = ab_run.OpenSide.measure
+
+    def measure(self):
+        level = original(self)
+        rounds.append(level)
+        if len(rounds) == 3:
+            level.problems = ["The generator was late."]
+        return level
+
+    monkeypatch.setattr(ab_run.OpenSide, "measure", measure)
+
+    result, _, _ = compare(noise=0.002)
+
+    assert result.is_valid
+    assert result.notes[-1] == "1 of 14 rounds are doubtful. The last one, B: The generator was late."
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((None, None, None), 'Nothing says what A is: give --a "MODEL ...", --a-url or --a-python.'),
+        (("demo", "a:1", None), "--a-url is of a running server: leave --a and --a-python out."),
+        ((None, None, "/no/python"), "--a-python is /no/python, which is no program that can be run."),
+        (("demo 'x", None, None), '--a "demo \'x" cannot be split into words'),
+    ],
+)
+def test_a_side_that_makes_no_sense_is_a_sentence(given, sentence):
+    with pytest.raises(UsageError) as error:
+        Side.from_flags("A", *given)
+    assert sentence in str(error.value)
+
+
+def test_an_interpreter_alone_launches_the_demo_model():
+    assert Side.from_flags("B", None, None, sys.executable).title == f"B: the demo model with {sys.executable}"

@@ -1,0 +1,86 @@
+"""What is shown while a load runs."""
+
+from __future__ import annotations
+
+import io
+
+from load_results import make_level
+from screens import Terminal
+from simulated_server import Tick
+from tgis_cli.bench.load.levels import Plan
+from tgis_cli.bench.load.live import LINE_S, Live
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def tick(seconds: float, **more: object) -> Tick:
+    """Eight streams of 100 tokens per second in all, 20 of each call."""
+    facts = {"sent": int(8 + seconds), "in_flight": 8, "completed": int(5 * seconds)}
+    samples = {"output_tokens": int(100 * seconds), "ttft_s": (0.04, 0.06), "itl_s": (0.01,)}
+    return Tick(**(facts | samples | more))  # type: ignore[arg-type]
+
+
+def test_a_terminal_shows_the_level_below_those_that_are_done_and_nothing_afterwards():
+    terminal, clock = Terminal(120), Clock()
+    live = Live(terminal.stream, {"TERM": "xterm"}, clock)
+    live.start_level(Plan(concurrency=1), 10.0, None)
+    live.end_level(make_level(1))
+    clock.now = 100.0
+    live.start_level(Plan(concurrency=8), 10.0, None)
+    for seconds in (1.0, 2.0):
+        clock.now = 100.0 + seconds
+        live.tick(tick(seconds))
+    terminal.wait_for(lambda screen: any("8 s left" in line for line in screen.lines))
+    shown = list(terminal.screen.lines)
+    live.clear()
+    screen = terminal.close()
+
+    assert shown[0].startswith("1 stream")
+    assert shown[1] == (
+        "8 streams: 100 tokens/s, 5 requests/s, 8 in flight, first token 60 ms (p95 60 ms), gap 10 ms (p95 10 ms), "
+        "8 s left"
+    )
+    assert screen.lines == [""]
+
+
+def show_elsewhere(*moments: float) -> list[str]:
+    stream, clock = io.StringIO(), Clock()
+    live = Live(stream, {}, clock)
+    live.say("Making prompts")
+    live.start_level(Plan(rate=4.0), None, 100)
+    for clock.now in moments:
+        live.tick(tick(clock.now, failed=3))
+    live.end_level(make_level(4))
+    live.clear()
+    return stream.getvalue().splitlines()
+
+
+def test_elsewhere_there_is_a_line_every_ten_seconds_and_one_for_each_level():
+    lines = show_elsewhere(*(0.25 * number for number in range(1, int(25 / 0.25))))
+
+    assert [line.partition(":")[0] for line in lines[:-1]] == ["4 requests/s"] * 2
+    assert "3 failed" in lines[0]
+    assert lines[0].endswith("82 calls left")
+    assert lines[-1].startswith("4 streams, ")
+
+
+def test_a_short_level_has_only_the_line_of_its_end():
+    assert len(show_elsewhere(1.0, LINE_S - 1)) == 1
+
+
+def test_a_level_whose_calls_are_all_sent_is_finishing():
+    stream, clock = io.StringIO(), Clock()
+    live = Live(stream, {}, clock)
+    live.start_level(Plan(concurrency=8), 5.0, None)
+    clock.now = LINE_S
+    live.tick(tick(LINE_S))
+
+    assert stream.getvalue().endswith(", finishing\n")
