@@ -30,6 +30,7 @@ RUN = [*OUTPUT, "Time to first token", "Inter-token latency"]
 RESULTS: dict[str, tuple[Result, list[str]]] = {
     "several loads": (make_result(), [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
     "one load": (make_result(8, fails=0.02), [*SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
+    "one request": (make_result(1, most=1), [*SPLIT, "Inter-token latency", *RUN, *SERVER, *REQUESTS]),
     "no metrics of the server": (make_result(4, has_server=False), [*DISTRIBUTIONS, *RUN, *REQUESTS]),
     "only failures": (make_result(8, has_server=False, fails=1.0), ["Requests in flight", *REQUESTS]),
     "unary calls": (
