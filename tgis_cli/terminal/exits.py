@@ -162,8 +162,8 @@ def print_failure(sentence: str, exit_code: int, argv: Sequence[str] = ()) -> No
 
 
 def asks_for_json(argv: Sequence[str]) -> bool:
-    """Whether stdout gets JSON: of `tgis bench load`, ``--json`` names a file, of which ``-`` is stdout."""
-    if argv[:1] != ["bench"] or (argv[1:2] and argv[1][:1] != "-" and argv[1] != "load"):
+    """Whether stdout gets JSON. Where `tgis bench` measures, ``--json`` names a file, of which ``-`` is stdout."""
+    if argv[:1] != ["bench"] or argv[1:2] == ["compare"]:
         return "--json" in argv
     return "--json=-" in argv or ("--json", "-") in pairwise(argv)
 

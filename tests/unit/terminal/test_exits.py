@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tgis_cli.terminal.exits import explain_error
+from tgis_cli.terminal.exits import asks_for_json, explain_error
 from tgis_server.errors import NotEnoughDevices
 
 NO_SPACE = "tgis: The output cannot be written: No space left on device.\n"
@@ -86,3 +86,19 @@ def test_a_command_without_memory_does_not_speak_of_a_servers_options(error: Exc
         "This command ran out of memory: free some, or raise its limit (`ulimit -v`).",
         NotEnoughDevices.exit_code,
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "is_asked"),
+    [
+        ("health --json", True),
+        ("health", False),
+        ("bench --json out.json", False),
+        ("bench load --json out.json --csv -", False),
+        ("bench --json -", True),
+        ("bench load --json=-", True),
+        ("bench compare old.json new.json --json", True),
+    ],
+)
+def test_errors_are_json_where_stdout_would_have_json(line: str, is_asked: bool):
+    assert asks_for_json(line.split()) is is_asked

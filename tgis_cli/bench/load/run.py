@@ -96,7 +96,7 @@ class LoadRun:
         self.live.say(f"Warming up with {format_count(num_calls, 'call')}")
         arrivals = Arrivals(concurrency=num_calls, max_calls=num_calls, first_index=0)
         records, _ = self._send(arrivals, lambda _: None)
-        self.num_sent = len(records.index)
+        self.num_sent += len(records.index)
 
     def _run_level(self, plan: Plan) -> None:
         arrivals = self._make_arrivals(plan)
@@ -305,7 +305,7 @@ def name_command() -> str:
     return shlex.join(["tgis", *sys.argv[1:]])
 
 
-def choose_workers(options: LoadOptions, feed: SyntheticFeed | PromptFile) -> int:
+def choose_workers(options: LoadOptions, feed: SyntheticFeed | PromptFile | None = None) -> int:
     """One process unless the load needs more, and no more than half of the CPUs: the server may need them too."""
     if isinstance(feed, PromptFile) and feed.is_trace:
         need = len(feed.starts) / max(1.0, feed.starts[-1]) * (options.speed or 1.0) / CALLS_PER_WORKER

@@ -19,7 +19,7 @@ from tgis_cli.bench.statistics.quantiles import NUM_BATCHES as NUM_LABELS
 from tgis_cli.bench.statistics.quantiles import Clusters, Labels, Runs
 from tgis_cli.bench.statistics.rates import spread
 
-MOST_GAPS = 1 << 19  # handled at once, about 40 MB with what is derived from them; more if one call has more
+MOST_GAPS = 1 << 18  # handled at once, about 20 MB with what is derived from them; more if one call has more
 # Bins of latencies over time: 2 % wide, from a microsecond to three hours.
 MIN_S, MAX_S, BIN_LOG = 1e-6, 1e4, np.log(1.02)
 NUM_BINS = int(np.log(MAX_S / MIN_S) / BIN_LOG) + 2  # the first has what is shorter
@@ -144,9 +144,12 @@ def count_without_gaps(records: Records, edges: Doubles) -> Doubles:
 
 def sum_by_call(values: npt.NDArray[Any], sizes: Ints) -> npt.NDArray[Any]:
     """The sums of values that follow each other by call, of which some have none."""
-    sums = np.concatenate(([0], np.cumsum(values, dtype=np.float64 if values.dtype.kind == "f" else np.int64)))
-    ends = np.cumsum(sizes)
-    return sums[ends] - sums[ends - sizes]
+    dtype = np.float64 if values.dtype.kind == "f" else np.int64
+    sums = np.zeros(len(sizes), dtype)
+    starts = (np.cumsum(sizes) - sizes)[sizes > 0]
+    if len(starts):
+        sums[sizes > 0] = np.add.reduceat(values, starts, dtype=dtype)
+    return sums
 
 
 def join(parts: list[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:

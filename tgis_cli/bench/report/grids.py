@@ -77,7 +77,7 @@ def make_load_grid(levels: Sequence[Level]) -> Grid:
         if latency in known:
             grid.columns.extend(make_latency_columns(levels, latency, percents))
     if any(level.objective_share is not None for level in levels):
-        add("objective", "met, %", "share", lambda level: level.objective_share)
+        add("", "held, %", "share", lambda level: level.objective_share)
     add("", "failed", "", lambda level: level.failed)
     return grid
 
@@ -145,12 +145,12 @@ def format_interval(unit: Unit, estimate: Estimate | None) -> str:
 
 def make_figure_grids(result: Result) -> Iterator[Grid]:
     """A grid for each run of groups that have the same figures."""
-    groups = list(result.groups())
-    for names, members in itertools.groupby(groups, key=lambda item: tuple(item[1])):
+    groups = [(group, {(each.name, each.unit): each for each in found.values()}) for group, found in result.groups()]
+    for kinds, members in itertools.groupby(groups, key=lambda item: list(item[1])):
         rows = dict(members)
         grid = Grid("", list(rows))
-        for name in names:
-            figures = [figures[name] for figures in rows.values()]
+        for name, unit_of in kinds:
+            figures = [found[name, unit_of] for found in rows.values()]
             estimates = [figure.estimate for figure in figures]
             unit = choose_unit(name_unit(figures[0]), (each.value for each in estimates))
             heading, _, last = name_figure(name).rpartition(" ")
