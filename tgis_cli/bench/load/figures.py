@@ -170,8 +170,8 @@ def estimate_rates(records: Records, tokens: Tokens, edges: Doubles) -> dict[str
     is_ok = records.status == 0
     batch_s = float(edges[1] - edges[0])
     until = np.where(np.isnan(records.first_s), records.end_s, records.first_s)
-    inputs = spread(records.sent_s, until, records.input_tokens.astype(float), edges)
-    answers = spread(records.sent_s[is_ok], records.end_s[is_ok], np.ones(int(is_ok.sum())), edges)
+    inputs = spread(records.sent_s, until, edges, records.input_tokens)
+    answers = spread(records.sent_s[is_ok], records.end_s[is_ok], edges)
     num_tokens = int(tokens.by_batch.sum())
     return {
         "requests_per_s": estimate_rate(answers, batch_s, int(answers.sum())),
@@ -256,7 +256,7 @@ def make_series(records: Records, latencies: dict[str, Doubles], tokens: Tokens,
     has_first = np.isfinite(records.first_s)
     ttft.add(find_buckets(records.first_s[has_first], edges), latencies["ttft"][has_first])
     failed_at = records.end_s[(records.status != 0) & (records.status != CUT)]
-    in_flight = spread(records.sent_s, records.end_s, records.end_s - records.sent_s, edges)
+    in_flight = spread(records.sent_s, records.end_s, edges, records.end_s - records.sent_s)
     return Series(
         step_s=step_s,
         output_tokens_per_s=(tokens.by_step / step_s).tolist(),

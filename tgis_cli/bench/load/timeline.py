@@ -104,14 +104,18 @@ def read_tokens(
 ) -> Tokens:
     """Go over all tokens once.
 
-    A token counts when it arrives, so that calls across the border of a window count in part. Those of unary calls,
-    which arrive together, count evenly from the call's start to its end.
+    In the steps a token counts when it arrives. In the batches it counts over the time since the token before it, or
+    since the call was sent: from streams in lockstep many tokens arrive at once, and it would be chance on which side
+    of a window's border. The tokens of unary calls count evenly from the call's start to its end.
 
     Args:
         limits: seconds; for each of them ``is_good`` says of which calls at least 95 % of the gaps keep to it.
     """
-    num_batches, num_steps = len(batch_edges) - 1, len(step_edges) - 1
-    by_batch, by_step = (count_without_gaps(records, edges) for edges in (batch_edges, step_edges))
+    num_steps = len(step_edges) - 1
+    has_first = np.isfinite(records.first_s)
+    unary = spread_unary(records, batch_edges), spread_unary(records, step_edges)
+    by_batch = unary[0] + spread(records.sent_s[has_first], records.first_s[has_first], batch_edges)
+    by_step = unary[1] + count_by_bucket(find_buckets(records.first_s[has_first], step_edges), num_steps)
     itl = LatencyOverTime(num_steps)
     label_edges = np.linspace(steady.start_s, steady.end_s, NUM_LABELS + 1)
     kept: list[Floats] = []
@@ -122,7 +126,7 @@ def read_tokens(
         buckets = find_buckets(part.arrived_s, step_edges)
         by_step += count_by_bucket(buckets, num_steps)
         itl.add(buckets[buckets >= 0], part.gap_s[buckets >= 0])
-        by_batch += count_by_bucket(find_buckets(part.arrived_s, batch_edges), num_batches)
+        by_batch += spread_tokens(part, batch_edges)
         label = find_buckets(part.arrived_s, label_edges)
         kept.append(part.gap_s[label >= 0])
         labels.append(label[label >= 0].astype(np.uint8))
@@ -134,12 +138,22 @@ def read_tokens(
     return Tokens(by_batch, by_step, join(kept, np.float32), clusters, itl, is_good)
 
 
-def count_without_gaps(records: Records, edges: Doubles) -> Doubles:
-    """The output tokens that no gap stands for: the first of each stream, and all of unary calls."""
-    has_first = np.isfinite(records.first_s)
-    unary = ~has_first & (records.output_tokens > 0)
-    done = spread(records.sent_s[unary], records.end_s[unary], records.output_tokens[unary].astype(float), edges)
-    return done + count_by_bucket(find_buckets(records.first_s[has_first], edges), len(edges) - 1)
+def spread_tokens(part: Part, edges: Doubles) -> Doubles:
+    """The tokens of each bucket, each spread over the gap before it."""
+    num = len(edges) - 1
+    per_s = num / (edges[-1] - edges[0])
+    before_s = part.arrived_s - part.gap_s
+    first, last = (np.floor((moments - edges[0]) * per_s) for moments in (before_s, part.arrived_s))
+    is_split = first != last
+    whole = last[~is_split]
+    whole = whole[(whole >= 0) & (whole < num)].astype(np.int64)
+    return count_by_bucket(whole, num) + spread(before_s[is_split], part.arrived_s[is_split], edges)
+
+
+def spread_unary(records: Records, edges: Doubles) -> Doubles:
+    """The tokens of answers that came at once."""
+    unary = ~np.isfinite(records.first_s) & (records.output_tokens > 0)
+    return spread(records.sent_s[unary], records.end_s[unary], edges, records.output_tokens[unary])
 
 
 def sum_by_call(values: npt.NDArray[Any], sizes: Ints) -> npt.NDArray[Any]:
