@@ -87,12 +87,16 @@ def make_latency_columns(levels: Sequence[Level], latency: str, percents: Sequen
     columns = {percent: [find_percentile(each, percent) for each in found] for percent in percents}
     unit = choose_unit("s", (each.value for values in columns.values() for each in values if each))
     for percent, values in columns.items():
-        cells = [unit.format(each and each.value) for each in values]
+        cells = [unit.format(get_value(each)) for each in values]
         yield Column(LATENCIES[latency], f"p{percent}", unit.name, cells)
 
 
 def find_percentile(distribution: Distribution | None, percent: str) -> Estimate | None:
     return distribution.percentiles.get(percent) if distribution else None
+
+
+def get_value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
 
 
 def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) -> Grid:
@@ -104,7 +108,7 @@ def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) ->
     for percent in percents:
         values = {name: each.percentiles.get(percent) for name, each in found.items()}
         if any(values.values()):
-            cells = [units[name].format(value and value.value) for name, value in values.items()]
+            cells = [units[name].format(get_value(value)) for name, value in values.items()]
             below = [format_interval(units[name], value) for name, value in values.items()]
             columns.append(Column("", f"p{percent}", "", cells, below))
     for name, read in {"mean": "mean", "max": "maximum"}.items():
