@@ -19,8 +19,10 @@ import pytest
 from frontends import Server, run, serving
 from shards import wait_until
 from tgis_cli.clients import probe
+from tgis_cli.clients.address import HTTP
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
+from tgis_cli.clients.metrics_source import find_source
 from tgis_cli.clients.tls_files import TlsFiles
 from tgis_server.errors import TgisError, Unavailable, UsageError
 
@@ -335,6 +337,19 @@ def test_health_says_the_same_over_https(pki: Path, capsys: pytest.CaptureFixtur
     assert f"is not signed by the CA in {pki}/stranger.pem" in lines[1]
     assert "is for tgis.example.com, other.example.com, not for 127.0.0.1" in lines[2]
     assert "is a gRPC port, and this command asks over HTTP" in lines[3]
+
+
+def test_metrics_are_read_with_a_client_certificate(pki: Path):
+    async def test() -> None:
+        async with serving(**tls_options(pki, client_ca=True), http_tls="mutual") as server:
+            url = f"https://127.0.0.1:{server.frontend.state.http_port}"
+            files = {"ca": pki / "ca.pem", "cert": pki / "client.pem", "key": pki / "client.key"}
+            source = find_source(Connection(url, **files), {}, protocol=HTTP)
+            assert (await asyncio.to_thread(source.scrape)).samples
+            with pytest.raises(Unavailable, match="demands a client certificate: --cert FILE --key FILE"):
+                await asyncio.to_thread(find_source(Connection(url), {}, protocol=HTTP).scrape)
+
+    run(test)
 
 
 # -- files

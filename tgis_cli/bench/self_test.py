@@ -99,9 +99,8 @@ def percentiles(name: str, samples: npt.NDArray[np.float64], ranks: tuple[int, .
 
 def cost(group: str, health: GeneratorHealth) -> Figure:
     """CPU time of the workers for each token."""
-    return Figure(
-        group, "cpu_per_token", "s", "lower", Estimate(health.cpu_s / max(1, health.num_tokens)), health.num_tokens
-    )
+    per_token = health.cpu_s / max(1, health.num_tokens)
+    return Figure(group, "cpu", "µs/token", "lower", Estimate(per_token * 1e6), health.num_tokens)
 
 
 def find_problems(result: Result, loads: tuple[tuple[Records, GeneratorHealth], ...]) -> list[str]:

@@ -6,6 +6,7 @@ text. The lines that are kept here take it 5 ms, so that one text a second distu
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -143,7 +144,8 @@ def parse_scrape(text: str, at_s: float) -> Scrape:
     samples: dict[str, dict[Labels, float]] = {}
     for family in text_string_to_metric_families("\n".join(keep_lines(text))):
         for sample in family.samples:
-            samples.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+            if math.isfinite(sample.value):
+                samples.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
     return Scrape(at_s, samples)
 
 

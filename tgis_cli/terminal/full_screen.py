@@ -9,16 +9,17 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import termios
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
+from tgis_cli.terminal.capabilities import DEFAULT_COLUMNS, is_terminal
 from tgis_cli.terminal.quiet_input import ModeSwitch, changed_terminal
 
 ENTER = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
 LEAVE = "\x1b[?25h\x1b[?1049l"
 HOME, CLEAR_LINE = "\x1b[H", "\x1b[2K"
+DEFAULT_ROWS = 24
 ESCAPE = b"\x1b"  # begins what function keys send
 
 
@@ -31,7 +32,7 @@ class FullScreen:
             keys: if it is no terminal, there are none.
         """
         self._output = output
-        self._keys = keys if keys.isatty() else None
+        self._keys = [keys.fileno()] if is_terminal(keys) else []
         self._modes = ModeSwitch(output, termios.ECHO | termios.ICANON)
         self._is_open = False
         self._woken, self._waker = os.pipe()
@@ -49,8 +50,9 @@ class FullScreen:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and rows now."""
-        return tuple(os.get_terminal_size(self._output.fileno()))
+        """Columns and rows now. A terminal that does not know them is taken for one of 80 by 24."""
+        size = os.get_terminal_size(self._output.fileno())
+        return size.columns or DEFAULT_COLUMNS, size.lines or DEFAULT_ROWS
 
     def draw(self, lines: Sequence[str]) -> None:
         """Replace what is shown. Each line must fit; lines that have no row are left out.
@@ -68,14 +70,13 @@ class FullScreen:
         Raises:
             EOFError: no more keys can come.
         """
-        ready, _, _ = select.select([self._woken, *([self._keys] if self._keys else [])], [], [])
+        ready, _, _ = select.select([self._woken, *self._keys], [], [])
         if self._woken in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._woken, 4096)
-        if self._keys not in ready:
+        if not set(ready) & set(self._keys):
             return ""
-        assert self._keys is not None, "it is ready"
-        typed = os.read(self._keys.fileno(), 1024)
+        typed = os.read(self._keys[0], 1024)
         if not typed:
             raise EOFError
         return "" if typed.startswith(ESCAPE) else typed[-1:].decode("ascii", "replace")
@@ -103,8 +104,3 @@ class FullScreen:
     def _write(self, text: str) -> None:
         self._output.write(text)
         self._output.flush()
-
-
-def open_full_screen() -> FullScreen:
-    """On the terminal of this process."""
-    return FullScreen(sys.stdout, sys.stdin)

@@ -11,6 +11,7 @@ import signal
 import termios
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, TextIO
 
 from tgis_cli.terminal.capabilities import is_terminal
@@ -38,23 +39,28 @@ def quiet_input(output: TextIO) -> Iterator[None]:
 def changed_terminal(change: Callable[[], None], restore: Callable[[], None]) -> Iterator[None]:
     """Change a terminal for the block, and restore it whatever ends or suspends that. For the main thread only."""
     change()
-    numbers = [number for number in ENDINGS if signal.getsignal(number) is signal.SIG_DFL]
+    before = {number: signal.getsignal(number) for number in ENDINGS}
 
-    def give_in(number: int, _: object) -> None:
+    def give_in(number: int, frame: FrameType | None) -> None:
         restore()
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)  # returns from SIGTSTP when the shell continues this process
-        signal.signal(number, give_in)
+        handler = before[signal.Signals(number)]
+        if callable(handler):  # the first process of a container has one for each
+            handler(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)  # returns from SIGTSTP when the shell continues this process
+            signal.signal(number, give_in)
         change()
 
-    for number in numbers:
+    heeded = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    for number in heeded:
         signal.signal(number, give_in)
     try:
         yield
     finally:
         restore()
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number in heeded:
+            signal.signal(number, before[number])
 
 
 class ModeSwitch:

@@ -68,9 +68,7 @@ class Glance:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the history, which a script can keep itself."""
-        facts = asdict(self)
-        del facts["history"]
-        return round_all(facts)
+        return {name: round_all(value) for name, value in asdict(self).items() if name != "history"}
 
     def as_line(self) -> str:
         """For logs: a line without colours or graphs."""
@@ -79,11 +77,11 @@ class Glance:
             return escape_controls(f"{clock} {self.state}{f': {self.reason}' if self.reason else ''}")
         parts = [
             f"{clock} {self.state}",
-            f"{show(self.requests_per_s, format_rate)} requests/s",
-            f"{show(self.output_tokens_per_s, format_rate)} tokens/s",
+            f"{or_dash(self.requests_per_s, format_rate)} requests/s",
+            f"{or_dash(self.output_tokens_per_s, format_rate)} tokens/s",
             f"{self.running} running",
             f"{self.waiting} waiting",
-            f"KV {show(self.kv_share, format_share)}",
+            f"KV {or_dash(self.kv_share, format_share)}",
             f"first token {show_pair(self.first_token)}",
             f"between tokens {show_pair(self.inter_token)}",
         ]
@@ -107,7 +105,7 @@ def make_glance(
         "mode": str(facts.get("mode", "")),
         "state": STATES.get(state, state),
         "reason": str(facts.get("error", "")),
-        "up_s": facts.get("up_s"),
+        "up_s": up_s if isinstance(up_s := facts.get("up_s"), int | float) else None,
         "processes": processes,
     }
     if window is not None and window.scrapes:
@@ -154,7 +152,8 @@ def read_latencies(change: Change | None) -> dict[str, Any]:
 
 
 def to_latency(histogram: Histogram) -> Latency:
-    return Latency(*(histogram.estimate_percentile(percent) for percent in PERCENTILES), histogram.mean)
+    p50, p95, p99 = map(histogram.estimate_percentile, PERCENTILES)
+    return Latency(p50, p95, p99, histogram.mean)
 
 
 def round_all(value: Any) -> Any:
@@ -166,12 +165,12 @@ def round_all(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def show(value: float | None, form: Any) -> str:
+def or_dash(value: float | None, form: Any) -> str:
     return "-" if value is None else str(form(value))
 
 
 def show_pair(latency: Latency) -> str:
-    return f"p50 {show(latency.p50_s, format_latency)} p95 {show(latency.p95_s, format_latency)}"
+    return f"p50 {or_dash(latency.p50_s, format_latency)} p95 {or_dash(latency.p95_s, format_latency)}"
 
 
 def format_share(share: float) -> str:

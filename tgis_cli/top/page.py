@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tgis_cli.clients.answer import format_latency, format_rate
 from tgis_cli.clients.server_table import format_age
 from tgis_cli.terminal.capabilities import paint
-from tgis_cli.top.glance import READY, Glance, Latency, format_share, show
+from tgis_cli.top.glance import READY, Glance, Latency, format_share, or_dash
 from tgis_cli.top.processes import Process
-from tgis_cli.top.window import Point
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import count_columns
 from tgis_server.words.sizes import format_bytes, format_count
@@ -63,21 +62,20 @@ def make_head(glance: Glance, columns: int, style: Style) -> list[str]:
 
 def make_rates(glance: Glance, columns: int, style: Style) -> list[str]:
     """A row for each figure that changes all the time, with its graph."""
-    kv = show(glance.kv_share, format_share)
-    rows: list[tuple[str, str, Callable[[Point], float | None], float]] = [
-        ("requests/s", show(glance.requests_per_s, format_rate), lambda point: point.requests_per_s, 0),
-        ("tokens/s", show(glance.output_tokens_per_s, format_rate), lambda point: point.tokens_per_s, 0),
-        ("prompt tokens/s", show(glance.prompt_tokens_per_s, format_rate), lambda point: point.prompt_tokens_per_s, 0),
-        ("running", show(glance.running, str), lambda point: point.running, 0),
-        ("waiting", show(glance.waiting, str), lambda point: point.waiting, 0),
-        ("KV blocks used", kv, lambda point: point.kv_share, 1),
-    ]
+    rows = (
+        ("requests/s", or_dash(glance.requests_per_s, format_rate), "requests_per_s"),
+        ("tokens/s", or_dash(glance.output_tokens_per_s, format_rate), "output_tokens_per_s"),
+        ("prompt tokens/s", or_dash(glance.prompt_tokens_per_s, format_rate), "prompt_tokens_per_s"),
+        ("running", or_dash(glance.running, str), "running"),
+        ("waiting", or_dash(glance.waiting, str), "waiting"),
+        ("KV blocks used", or_dash(glance.kv_share, format_share), "kv_share"),
+    )
     lines = []
-    for label, value, pick, top in rows:
-        start = f"{label:<{LABEL}}{value:>{VALUE}}"
-        room = columns - len(start) - 2
-        graph = draw_graph([pick(point) for point in glance.history[-room:]], top) if room > 0 else ""
-        lines.append(f"{crop(start, columns)}  {graph}".rstrip() if style.has_graphs else crop(start, columns))
+    for label, value, name in rows:
+        start = crop(f"{label:<{LABEL}}{value:>{VALUE}}", columns)
+        points = glance.history[-(columns - len(start) - 2) :] if style.has_graphs and columns > len(start) + 2 else ()
+        graph = draw_graph([getattr(point, name) for point in points], top=1 if name == "kv_share" else 0)
+        lines.append(f"{start}  {graph}".rstrip())
     return lines
 
 
@@ -91,7 +89,7 @@ def make_latencies(glance: Glance, columns: int, style: Style) -> list[str]:
 
 def make_latency(label: str, row: Latency) -> str:
     values = (row.p50_s, row.p95_s, row.p99_s, row.mean_s)
-    return f"{label:<{LABEL}}" + "".join(f"{show(value, format_latency):>{VALUE}}" for value in values)
+    return f"{label:<{LABEL}}" + "".join(f"{or_dash(value, format_latency):>{VALUE}}" for value in values)
 
 
 def make_facts(glance: Glance, columns: int) -> list[str]:
@@ -99,12 +97,12 @@ def make_facts(glance: Glance, columns: int) -> list[str]:
     failures = sum(glance.failures.values())
     causes = f" ({', '.join(f'{number} {err}' for err, number in glance.failures.items())})" if failures else ""
     facts = [
-        f"rows per step {show(glance.rows_per_step, format_rate)}",
-        f"step {show(glance.step_s, format_latency)}",
-        f"prefix cache hits {show(glance.prefix_hit_share, format_share)}",
-        f"preemptions {show(glance.preemptions, str)}",
-        f"KV blocks {show(glance.kv_blocks_total, '{:,}'.format)}",
-        f"calls {show(glance.calls_in_flight, str)}",
+        f"rows per step {or_dash(glance.rows_per_step, format_rate)}",
+        f"step {or_dash(glance.step_s, format_latency)}",
+        f"prefix cache hits {or_dash(glance.prefix_hit_share, format_share)}",
+        f"preemptions {or_dash(glance.preemptions, str)}",
+        f"KV blocks {or_dash(glance.kv_blocks_total, '{:,}'.format)}",
+        f"calls {or_dash(glance.calls_in_flight, str)}",
         f"failures {failures}{causes}",
     ]
     lines = [""]
@@ -146,12 +144,12 @@ def draw_graph(values: Sequence[float | None], top: float) -> str:
         top: the value of the highest bar, if no value is higher.
     """
     top = max([top, *(value for value in values if value is not None)])
-    return "".join(BARS[min(7, int(value / top * 8))] if value and top else " " for value in values)
+    return "".join(BARS[min(7, int(value / top * 8))] if value and value > 0 else " " for value in values)
 
 
 def spread(left: str, right: str, columns: int) -> str:
     """Two texts at the ends of a line; the left one is cut where it has no room, the right one disappears first."""
-    left, right = escape_controls(left).replace("\n", " "), escape_controls(right)
+    right = clean(right)
     if count_columns(right) > columns // 2:
         return crop(left, columns)
     left = crop(left, columns - count_columns(right) - 2)
@@ -160,6 +158,7 @@ def spread(left: str, right: str, columns: int) -> str:
 
 def crop(text: str, columns: int) -> str:
     """The part of a text that a line of a terminal can hold."""
+    text = clean(text)
     if count_columns(text) <= columns:
         return text
     kept, used = 0, 1  # the mark
@@ -169,3 +168,8 @@ def crop(text: str, columns: int) -> str:
             break
         kept += 1
     return f"{text[:kept]}…" if columns > 0 else ""
+
+
+def clean(text: str) -> str:
+    """Some of it comes from the server, which must not control the terminal."""
+    return escape_controls(text).replace("\n", " ").replace("\t", " ")

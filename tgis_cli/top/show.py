@@ -6,12 +6,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TextIO
+from collections.abc import Callable, Iterator
 
 from tgis_cli.clients.answer import to_json_line
-from tgis_cli.terminal.capabilities import can_encode, find_width, get_width, has_color, is_capable
+from tgis_cli.terminal.capabilities import can_encode, get_width, has_color, is_capable
 from tgis_cli.terminal.full_screen import FullScreen
 from tgis_cli.top.glance import NO_ANSWER, Glance
 from tgis_cli.top.page import BARS, KEYS, Style, make_page
@@ -21,58 +19,43 @@ from tgis_server.errors import Unavailable
 END_KEYS = ("q", "\x04")  # Ctrl-D
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """The terminal of this process, or what stands in its place."""
-
-    stdout: TextIO
-    stdin: TextIO
-    environ: Mapping[str, str]
-
-    @property
-    def is_live(self) -> bool:
-        """Whether a page can be drawn again and again."""
-        return is_capable(self.stdout, self.environ) and can_encode(self.stdout, BARS)
-
-
-def show(watcher: Watcher, interval_s: float, *, is_once: bool, as_json: bool, outputs: Outputs | None = None) -> None:
+def show(watcher: Watcher, interval_s: float, *, is_once: bool, as_json: bool) -> None:
     """
     Raises:
         Unavailable: with ``is_once``, the server has stopped answering.
         OSError: the output cannot be written.
     """
-    outputs = outputs or Outputs(sys.stdout, sys.stdin, os.environ)
     if is_once:
-        show_once(watcher, interval_s, outputs.stdout, as_json=as_json)
-    elif as_json or not outputs.is_live:
-        show_lines(watcher, interval_s, outputs.stdout, as_json=as_json)
+        show_once(watcher, interval_s, as_json=as_json)
+    elif as_json or not (is_capable(sys.stdout, os.environ) and can_encode(sys.stdout, BARS)):
+        show_lines(watcher, interval_s, as_json=as_json)
     else:
-        show_page(watcher, interval_s, outputs)
+        show_page(watcher, interval_s)
 
 
-def show_once(watcher: Watcher, interval_s: float, stdout: TextIO, *, as_json: bool) -> None:
+def show_once(watcher: Watcher, interval_s: float, *, as_json: bool) -> None:
     """Rates need two looks."""
     glances = look_again_and_again(watcher, interval_s)
     next(glances)
     glance = next(glances)
     if glance.state == NO_ANSWER:
         raise Unavailable(glance.reason)
-    page = make_page(glance, find_width(stdout) or get_width(stdout), None, Style())
-    print(to_json_line(glance.as_dict()) if as_json else "\n".join(line.rstrip() for line in page), file=stdout)
+    page = make_page(glance, get_width(sys.stdout), None, Style())
+    print(to_json_line(glance.as_dict()) if as_json else "\n".join(line.rstrip() for line in page))
 
 
-def show_lines(watcher: Watcher, interval_s: float, stdout: TextIO, *, as_json: bool) -> None:
+def show_lines(watcher: Watcher, interval_s: float, *, as_json: bool) -> None:
     """Until a signal ends it, or nobody reads any more."""
     glances = look_again_and_again(watcher, interval_s)
     next(glances)  # it has no rates
     for glance in glances:
-        print(to_json_line(glance.as_dict()) if as_json else glance.as_line(), file=stdout, flush=True)
+        print(to_json_line(glance.as_dict()) if as_json else glance.as_line(), flush=True)
 
 
-def show_page(watcher: Watcher, interval_s: float, outputs: Outputs) -> None:
+def show_page(watcher: Watcher, interval_s: float) -> None:
     """Until a key or a signal ends it."""
-    style = Style(is_colored=has_color(outputs.stdout, outputs.environ), has_graphs=True)
-    screen = FullScreen(outputs.stdout, outputs.stdin)
+    style = Style(is_colored=has_color(sys.stdout, os.environ), has_graphs=True)
+    screen = FullScreen(sys.stdout, sys.stdin)
     background = Background(watcher, interval_s, screen.wake)
     with screen.open():
         threading.Thread(target=background.run, name="top", daemon=True).start()

@@ -81,7 +81,7 @@ class Watcher:
     def _make_glance(self, facts: Mapping[str, Any], window: Window | None, processes: Sequence[Process]) -> Glance:
         return make_glance(
             str(self.source.address),
-            {"model": self.model} | facts,
+            {"model": self.model, **facts},
             window,
             processes,
             history=tuple(self.window.points),

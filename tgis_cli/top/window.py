@@ -17,7 +17,7 @@ class Point:
     """Between one scrape and the next. ``None``: not known."""
 
     requests_per_s: float | None = None
-    tokens_per_s: float | None = None
+    output_tokens_per_s: float | None = None
     prompt_tokens_per_s: float | None = None
     running: float | None = None
     waiting: float | None = None

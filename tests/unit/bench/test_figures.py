@@ -249,6 +249,7 @@ def test_a_good_generator_casts_no_doubt():
     ("health", "sentence"),
     [
         ({"send_lag_s": np.full(100, 0.06)}, "sent one call in a hundred more than 60 ms late"),
+        ({"send_lag_s": np.full(100, 0.06), "num_queued": 7}, "7 calls waited in the generator"),
         ({"loop_lag_s": np.full(100, 0.03)}, "read one answer in a hundred more than 30 ms late"),
         ({"cpu_share": 0.9, "workers": 2}, "The busiest of 2 workers of the generator used 90% of a core"),
     ],

@@ -153,7 +153,7 @@ class Channel:
             if self._waiting and self._connecting is None:
                 self._connecting = asyncio.get_running_loop().create_task(self._reconnect(), name="reconnect")
             return
-        while self._waiting and connection.can_send and connection.has_room:
+        while self._waiting and connection.has_room:
             connection.start(self._waiting.popleft())
 
     async def _reconnect(self) -> None:

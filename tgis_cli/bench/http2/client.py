@@ -100,7 +100,7 @@ class ClientConnection(Connection):
 
     @property
     def has_room(self) -> bool:
-        return len(self.streams) < self.max_streams
+        return len(self.streams) < self.max_streams and not self.is_closing
 
     def start(self, call: ClientStream) -> None:
         """Send a call; there must be room."""

@@ -229,6 +229,7 @@ def describe_generator(health: GeneratorHealth) -> dict[str, Any]:
         "workers": health.workers,
         "send_lag_p50_s": pick(health.send_lag_s, 0.5),
         "send_lag_p99_s": pick(health.send_lag_s, 0.99),
+        "num_queued": health.num_queued,
         "loop_lag_p99_s": pick(health.loop_lag_s, 0.99),
         "cpu_share": health.cpu_share,
         "cpu_s": health.cpu_s,

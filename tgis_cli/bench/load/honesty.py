@@ -29,16 +29,23 @@ def find_problems(
         generator: see ``Level``.
     """
     return [
-        *check_send_lag(generator["send_lag_p99_s"] or 0.0, latencies),
+        *check_send_lag(generator["send_lag_p99_s"] or 0.0, latencies, generator.get("num_queued", 0)),
         *check_loop_lag(generator["loop_lag_p99_s"] or 0.0, latencies),
         *check_cpu(generator["cpu_share"], generator["workers"]),
         *check_counts(wrong_counts),
     ]
 
 
-def check_send_lag(lag_s: float, latencies: Mapping[str, Distribution]) -> Iterator[str]:
+def check_send_lag(lag_s: float, latencies: Mapping[str, Distribution], num_queued: int) -> Iterator[str]:
     name = "ttft" if "ttft" in latencies else "e2e"
-    if lag_s > max(MIN_SEND_LAG_S, MAX_SEND_LAG_SHARE * find_slow(latencies, name)):
+    if lag_s <= max(MIN_SEND_LAG_S, MAX_SEND_LAG_SHARE * find_slow(latencies, name)):
+        return
+    if num_queued:
+        yield (
+            f"{format_count(num_queued, 'call')} waited in the generator, because the server allows only so many at a "
+            "time on a connection: use more --workers, each of which has a connection."
+        )
+    else:
         yield (
             f"The generator sent one call in a hundred more than {lag_s * 1000:.0f} ms late, which is too much beside "
             f"{describe_slow(latencies, name)}: use more --workers, a lower rate, or another machine."

@@ -212,7 +212,8 @@ class Workers:
 
     def _gather(self, kinds: type | tuple[type, ...], timeout_s: float) -> list[Any]:
         """An answer of one of these kinds from every worker."""
-        deadline, answers = time.monotonic() + timeout_s, {}
+        deadline = time.monotonic() + timeout_s
+        answers: dict[WorkerProcess, Any] = {}
         while len(answers) < len(self._processes):
             if not (ready := self._wait(deadline - time.monotonic())) and time.monotonic() >= deadline:
                 raise GroupFailed(f"A worker of the load generator did not answer within {timeout_s:g} s.")

@@ -162,7 +162,7 @@ class Chart {
       const hasBefore = index > 0 && isKnown(points[index - 1][1]);
       const hasAfter = index + 1 < points.length && isKnown(points[index + 1][1]);
       path += `${hasBefore ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
-      if (!hasBefore && !hasAfter) this.add("circle", { class: `mark fill ${color}`, cx: x, cy: y, r: 2 });
+      if (!hasBefore && !hasAfter) this.add("circle", { class: `mark fill ${color}`, cx: x, cy: y, r: 2.5 });
     });
     if (path) this.add("path", { class: `mark line ${color}`, d: path });
   }

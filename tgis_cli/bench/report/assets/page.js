@@ -126,7 +126,8 @@ function drawLevel(level) {
   drawDistributions(level);
   drawRun(level);
   if (level.waterfall.length) {
-    const subtitle = `${level.waterfall.length} of ${formatCount(level.sent)}, in the order in which they were sent`;
+    const isPart = level.waterfall.length < level.sent;
+    const subtitle = `${isPart ? `${level.waterfall.length} of ${formatCount(level.sent)}, ` : ""}in the order in which they were sent`;
     addFigure(getGrid("requests"), "From sending to the last token", subtitle, (chart, legend) => drawWaterfall(chart, legend, level));
   }
   for (const id of ["distributions", "run", "requests"]) settle(id);
@@ -136,10 +137,13 @@ function formatCount(number) {
   return number.toLocaleString("en");
 }
 
+const MIN_SAMPLES = 10; // fewer show no distribution
+const MIN_SPAN = 1.1; // of its axis, so that values that are nearly equal have ticks that differ
+
 function drawDistributions(level) {
   for (const name of ["ttft", "itl", "tpot", "e2e"]) {
     const each = level.latencies[name];
-    if (!each?.count || !each.counts.length) continue;
+    if (!each?.counts.length || each.count < MIN_SAMPLES) continue;
     addFigure(getGrid("distributions"), NAMES[name], `${formatCount(each.count)} samples`, (chart) => drawHistogram(chart, each));
   }
 }
@@ -149,7 +153,8 @@ function drawHistogram(chart, { edges, counts, percentiles, count }) {
   chart.open({ height: 165 + marked.length * 15, top: 16 + marked.length * 15 });
   const first = counts.findIndex((each) => each > 0);
   const last = counts.findLastIndex((each) => each > 0);
-  const x = makeLog(edges[first], edges[last + 1], chart.left, chart.right);
+  const wider = Math.sqrt(Math.max(1, (MIN_SPAN * edges[first]) / edges[last + 1]));
+  const x = makeLog(edges[first] / wider, edges[last + 1] * wider, chart.left, chart.right);
   const upright = makeUpright(counts.map((each) => each / count), chart.bottom, chart.top, { isLog: false });
   chart.addUpright(upright, "share");
   chart.addLevel(x, FORMATS.seconds);

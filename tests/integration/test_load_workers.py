@@ -1,0 +1,278 @@
+"""Levels of load on the null server, through real worker processes; and how all of it ends when something dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import psutil
+import pytest
+
+from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.orders import Totals
+from tgis_cli.bench.load.records import CUT
+from tgis_cli.bench.load.workers import Workers
+from tgis_cli.bench.null_feed import TEXT, NullFeed
+from tgis_cli.bench.null_server import run_null_server
+from tgis_cli.bench.self_test import FLOOD, STEADY, SelfTestOptions, run_self_test
+from tgis_cli.clients.address import Address
+from tgis_server.errors import GroupFailed, Unavailable
+
+PATIENCE_S = 60.0
+INPUT_TOKENS = len(TEXT.split())
+ENDLESS = Arrivals(concurrency=4)
+
+
+def address_of(port: int) -> Address:
+    return Address("127.0.0.1", port, is_tls=False, source="--url")
+
+
+@contextmanager
+def open_workers(
+    num_workers: int = 1, *, output_tokens: int = 5, is_streamed: bool = True, interval_s: float = 0.002
+) -> Iterator[Workers]:
+    with (
+        run_null_server(interval_s) as port,
+        Workers.open(address_of(port), None, NullFeed(output_tokens, is_streamed), num_workers) as workers,
+    ):
+        yield workers
+
+
+def list_children(name: str) -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if name in " ".join(child.cmdline())]
+
+
+def cut_after_tick(workers: Workers) -> list[Totals]:
+    """A level that is cut as soon as all its workers have said something; what they said."""
+    ticks: list[Totals] = []
+
+    def note(totals: Totals) -> None:
+        ticks.append(totals)
+        if totals.output_tokens:
+            workers.cut()
+
+    workers.run_level(ENDLESS, note)
+    return ticks
+
+
+def test_a_closed_loop_over_several_workers_sends_each_call_once():
+    with open_workers(2) as workers:
+        records, health = workers.run_level(Arrivals(concurrency=3, max_calls=50, first_index=100))
+
+    assert sorted(records.index.tolist()) == list(range(100, 150))
+    assert set(records.status.tolist()) == {0}
+    assert set(records.output_tokens.tolist()) == set(records.asked_output.tolist()) == {5}
+    assert set(records.input_tokens.tolist()) == set(records.asked_input.tolist()) == {INPUT_TOKENS}
+    assert len(records.gap_s) == records.num_gaps.sum() == 50 * 4
+    assert (records.due_s <= records.sent_s).all()
+    assert (records.sent_s < records.first_s).all()
+    assert (records.first_s <= records.end_s).all()
+    assert (np.diff(records.end_s) >= 0).all()
+    assert (health.workers, health.num_tokens, health.num_queued, health.is_cut) == (2, 250, 0, False)
+    assert health.cpu_s > 0
+    assert 0 < health.peak_bytes < 300e6
+    assert len(health.loop_lag_s) > 0
+
+
+def test_an_open_loop_over_several_workers_keeps_its_schedule():
+    due_s = tuple(number * 0.005 for number in range(20))
+    with open_workers(2) as workers:
+        records, health = workers.run_level(Arrivals(due_s=due_s))
+
+    in_order = np.argsort(records.index)
+    assert records.due_s[in_order] == pytest.approx(due_s)
+    assert (health.send_lag_s >= 0).all()
+
+
+def test_unary_calls_are_answered_whole():
+    with open_workers(is_streamed=False) as workers:
+        records, _ = workers.run_level(Arrivals(concurrency=2, max_calls=6))
+
+    assert records.output_tokens.tolist() == [5] * 6
+    assert np.isnan(records.first_s).all()
+    assert records.num_gaps.tolist() == [0] * 6
+
+
+def test_levels_follow_each_other_on_the_same_workers():
+    with open_workers(2) as workers:
+        levels = [workers.run_level(Arrivals(concurrency=number, max_calls=number))[0] for number in (1, 4)]
+
+    assert [len(records.index) for records in levels] == [1, 4]
+    assert all(records.end_s.max() < PATIENCE_S for records in levels)
+
+
+def test_totals_tell_how_a_level_goes_until_it_is_cut():
+    with open_workers(output_tokens=100_000) as workers:
+        ticks = cut_after_tick(workers)
+
+    last = ticks[-1]
+    assert (last.sent, last.in_flight, last.completed, last.failed) == (4, 4, 0, 0)
+    assert last.output_tokens > 0
+    assert len([sample for tick in ticks for sample in tick.ttft_s]) == 4
+    assert len(last.itl_s) in range(5)
+
+
+def test_a_cut_level_keeps_what_has_arrived_and_the_next_one_works():
+    with open_workers(2, output_tokens=100_000) as workers:
+        records, health = workers.run_level(ENDLESS, lambda totals: workers.cut() if totals.output_tokens else None)
+        cut_after_tick(workers)
+
+    assert records.status.tolist() == [CUT] * 4
+    assert records.num_gaps.tolist() == (records.output_tokens - 1).tolist()
+    assert (health.is_cut, health.cut_reason) == (True, "")
+
+
+def test_after_a_stop_no_level_sends_anything():
+    with open_workers() as workers:
+        workers.stop()
+        records, health = workers.run_level(ENDLESS)
+
+    assert (len(records.index), health.is_cut) == (0, True)
+
+
+def test_a_server_that_dies_cuts_the_level_with_the_reason():
+    with open_workers(2, output_tokens=100_000) as workers:
+        (server,) = list_children("null_server")
+        records, health = workers.run_level(ENDLESS, lambda totals: server.kill() if totals.output_tokens else None)
+
+    assert health.is_cut
+    assert health.cut_reason.startswith("The server at 127.0.0.1:")
+    assert "went away: " in health.cut_reason
+    assert 14 in records.texts
+    assert len(records.index) < 100
+
+
+def test_a_worker_that_is_killed_is_named_with_its_signal():
+    with open_workers(2, output_tokens=100_000) as workers:
+        first, _ = list_children("bench.load.worker")
+        with pytest.raises(GroupFailed, match="A worker of the load generator was killed by SIGKILL"):
+            workers.run_level(ENDLESS, lambda totals: first.kill())
+
+
+def test_no_process_is_left():
+    with pytest.raises(ZeroDivisionError), open_workers(2) as workers:
+        workers.run_level(ENDLESS, lambda totals: print(1 // 0))
+
+    assert list_children("tgis_cli.bench") == []
+
+
+def test_without_a_server_there_is_a_sentence():
+    with run_null_server(0.01) as port:
+        pass
+
+    with (
+        pytest.raises(Unavailable, match=f"No server at 127.0.0.1:{port}"),
+        Workers.open(address_of(port), None, NullFeed(1), 1),
+    ):
+        pass
+
+
+class Refusing(NullFeed):
+    """Cannot be imported by a worker, whose module path has no tests."""
+
+
+def test_a_feed_that_a_worker_cannot_import_is_named():
+    with (
+        run_null_server(0.01) as port,
+        pytest.raises(GroupFailed, match="failed: ModuleNotFoundError: No module named 'test_load_workers'"),
+        Workers.open(address_of(port), None, Refusing(1), 1),
+    ):
+        pass
+
+
+def test_a_call_that_cannot_be_made_ends_the_level_with_its_error():
+    with open_workers(output_tokens=-1) as workers, pytest.raises(GroupFailed, match=r"failed: ValueError.*null_feed"):
+        workers.run_level(ENDLESS)
+
+
+PARENT = """
+import os, sys
+from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.workers import Workers
+from tgis_cli.bench.null_feed import NullFeed
+from tgis_cli.bench.null_server import run_null_server
+from tgis_cli.clients.address import Address
+def say(totals):
+    if totals.sent: print("running", flush=True)
+with run_null_server(0.01) as port:
+    address = Address("127.0.0.1", port, is_tls=False, source="")
+    with Workers.open(address, None, NullFeed(100_000), 2) as workers:
+        workers.run_level(Arrivals(concurrency=2), say)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_and_null_server_end_with_their_parent_whatever_kills_it(number):
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"running\n"
+        children = psutil.Process(parent.pid).children()
+        parent.send_signal(number)
+
+    assert len(children) == 3
+    assert psutil.wait_procs(children, PATIENCE_S)[1] == []
+
+
+def test_nothing_is_imported_from_the_current_directory(tmp_path, monkeypatch):
+    for name in ("hpack.py", "selectors.py", "tgis_cli.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported from the current directory')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "")
+
+    with open_workers() as workers:
+        records, _ = workers.run_level(Arrivals(concurrency=1, max_calls=1))
+
+    assert records.status.tolist() == [0]
+
+
+def test_workers_import_little():
+    program = "import json, sys, tgis_cli.bench.load.worker; print(json.dumps(list(sys.modules)))"
+    modules = set(json.loads(subprocess.check_output([sys.executable, "-c", program])))
+
+    assert modules & {"torch", "typer", "rich", "numpy", "grpc", "aiohttp"} == set()
+
+
+def test_a_level_can_be_cut_from_another_thread():
+    with open_workers(output_tokens=100_000) as workers:
+        timer = threading.Timer(0.5, workers.cut)
+        timer.start()
+        _, health = workers.run_level(ENDLESS)
+        timer.join()
+
+    assert health.is_cut
+
+
+@pytest.mark.serial
+def test_the_generator_sees_the_stamps_within_a_millisecond():
+    p50_limit_s, p95_limit_s = (0.1, 1.0) if is_busy() else (0.001, 0.001)
+
+    result = run_self_test(SelfTestOptions(seconds=4), "tgis bench load --self", {})
+
+    figures = {(figure.group, figure.name): figure.estimate.value for figure in result.figures}
+    assert 0 < figures[STEADY, "added_delay_p50"] < p50_limit_s
+    assert figures[STEADY, "added_delay_p95"] < p95_limit_s
+    assert figures[FLOOD, "output_tokens_per_s"] > 5_000
+    assert (result.kind, result.is_valid) == ("self", figures[STEADY, "added_delay_p95"] < 0.001)
+
+
+def is_busy() -> bool:
+    """Whether other work takes turns with ours: then no process is woken within a millisecond."""
+    return os.getloadavg()[0] > (os.cpu_count() or 1)
+
+
+@pytest.mark.acceptance
+def test_a_hundred_thousand_streams_leave_room_in_300_mb():
+    """Of all processes: the one that joins what the workers have measured needs 160 MB for it."""
+    with open_workers(2, output_tokens=64, interval_s=0.0) as workers:
+        records, health = workers.run_level(Arrivals(concurrency=64, max_calls=100_000))
+
+    assert len(records.index) == 100_000
+    assert len(records.gap_s) == 100_000 * 63
+    assert health.peak_bytes < 140e6
