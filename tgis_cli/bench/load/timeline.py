@@ -52,7 +52,8 @@ def find_arrivals(records: Records, calls: slice, gaps: slice) -> Doubles:
     passed = np.cumsum(records.gap_s[gaps], dtype=np.float64)
     before = np.concatenate(([0.0], passed))[np.cumsum(sizes) - sizes]  # at the first token of each call
     arrived = passed + np.repeat(records.first_s[calls] - before, sizes)
-    return np.minimum(arrived, np.repeat(records.end_s[calls], sizes))  # gaps are rounded to 7 digits
+    arrived_s: Doubles = np.minimum(arrived, np.repeat(records.end_s[calls], sizes))  # gaps are rounded to 7 digits
+    return arrived_s
 
 
 class LatencyOverTime:
@@ -89,7 +90,7 @@ class Tokens:
 def find_buckets(moments: Doubles, edges: Doubles) -> Ints:
     """The bucket of each moment among equally long ones; the last one has the last edge. Those outside get -1."""
     num = len(edges) - 1
-    buckets = np.floor((moments - edges[0]) * (num / (edges[-1] - edges[0]))).astype(np.int64)
+    buckets: Ints = np.floor((moments - edges[0]) * (num / (edges[-1] - edges[0]))).astype(np.int64)
     buckets[moments == edges[-1]] = num - 1
     buckets[(buckets < 0) | (buckets >= num)] = -1
     return buckets
