@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import os
 import re
 import shutil
 import subprocess
@@ -18,8 +17,16 @@ import aiohttp
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 LIMIT_S = 60.0
-OPTIONS = ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars")
-OFFLINE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions")
+# It has no sandbox as root and in most containers; the pages are our own.
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
+QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars")
 
 
 def find_chromium() -> str | None:
@@ -100,9 +107,7 @@ class Page:
 async def open_page(program: str) -> AsyncIterator[Page]:
     """A browser with one empty page; it ends with the block."""
     with tempfile.TemporaryDirectory() as profile:
-        # As root, which CI often is, it has no sandbox.
-        sandbox = () if os.geteuid() else ("--no-sandbox",)
-        command = (program, *OPTIONS, *OFFLINE, *sandbox, "--remote-debugging-port=0", f"--user-data-dir={profile}")
+        command = (program, *OPTIONS, *QUIET, "--remote-debugging-port=0", f"--user-data-dir={profile}")
         process = await asyncio.create_subprocess_exec(
             *command, "about:blank", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )

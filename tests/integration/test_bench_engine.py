@@ -58,7 +58,7 @@ def test_followers_execute_the_plans_of_the_benchmark(environ: dict[str, str]):
 
 
 def test_a_follower_that_fails_is_named_and_nothing_is_left(environ: dict[str, str], tmp_path: Path):
-    ended = bench(environ | {"FAULT": "shard1:error@step3"}, "engine", "--rehearse", "--num-shard", "2", *SMALL)
+    ended = bench(environ | {"TGIS_FAULT": "shard1:error@step3"}, "engine", "--rehearse", "--num-shard", "2", *SMALL)
 
     assert ended.returncode == 5
     assert "shard-1" in ended.stderr

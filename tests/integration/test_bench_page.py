@@ -27,9 +27,23 @@ OUTPUT = ["Output", "Requests in flight"]
 SERVER = ["Server: sequences", "Server: KV cache"]
 REQUESTS = ["From sending to the last token"]
 RUN = [*OUTPUT, "Time to first token", "Inter-token latency"]
+
+
+def make_gaps_of_zero() -> Result:
+    """Tokens of one message arrive together, so that gaps may be 0, which a logarithmic axis does not have."""
+    result = make_result(1, 8)
+    level = result.detail["levels"][0]
+    level["latencies"]["itl"]["percentiles"]["50"] = {"value": 0.0, "low": 0.0, "high": 0.3}
+    level["series"]["itl_p50_s"][3] = 0.0
+    level["series"]["itl_p95_s"][3] = 0.5
+    return result
+
+
 RESULTS: dict[str, tuple[Result, list[str]]] = {
     "several loads": (make_result(), [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
     "one load": (make_result(8, fails=0.02), [*SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
+    "one request": (make_result(1, most=1), [*SPLIT, "Inter-token latency", *RUN, *SERVER, *REQUESTS]),
+    "gaps of 0": (make_gaps_of_zero(), [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
     "no metrics of the server": (make_result(4, has_server=False), [*DISTRIBUTIONS, *RUN, *REQUESTS]),
     "only failures": (make_result(8, has_server=False, fails=1.0), ["Requests in flight", *REQUESTS]),
     "unary calls": (
@@ -120,6 +134,24 @@ def test_a_page_shows_its_charts_without_errors_requests_or_overlaps(browser, na
     assert browser.page.requests == [url]
     assert browser.evaluate(GET_TITLES) == titles
     assert browser.evaluate(FIND_FAULTS) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("svg.querySelectorAll('.mark').forEach((each) => each.remove())", "Output is empty"),
+        ("svg.querySelector('.mark').setAttribute('d', 'M0 NaN')", "Output has places that are no numbers"),
+        ("svg.querySelector('text').setAttribute('x', -9)", 'Output: "0" is cut off'),
+        ("svg.append(svg.querySelector('text').cloneNode(true))", 'Output: "0" and "0" overlap'),
+        ("document.querySelector('h2').style.width = '2000px'", "the page is wider than the window"),
+    ],
+)
+def test_faults_of_a_page_are_found(browser, change, fault):
+    browser.open(make_result(2))
+
+    browser.evaluate(f"{{ const svg = document.querySelector('#run svg'); {change}; }}")
+
+    assert fault in browser.evaluate(FIND_FAULTS)
 
 
 def test_choosing_a_load_shows_its_figures_and_its_charts(browser):

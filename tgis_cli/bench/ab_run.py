@@ -282,11 +282,8 @@ def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) ->
         shape=run.options.describe_shape() | {"level": run.strategy.plans[0].title},
         fingerprint=make_fingerprint(os.environ, model=run.model, server=run.servers, run=dict(run.options.given)),
         figures=make_figures(comparison, titles, run.metric, figure.unit, figure.better),
-        problems=[doubts] if doubts and is_doubtful else [],
-        notes=[
-            *describe_verdict(comparison, run.metric, figure.better),
-            *([] if is_doubtful else filter(None, [doubts])),
-        ],
+        problems=doubts if is_doubtful else [],
+        notes=[*describe_verdict(comparison, run.metric, figure.better), *([] if is_doubtful else doubts)],
         is_cut=run.is_cut,
         detail={
             "verdict": comparison.verdict,

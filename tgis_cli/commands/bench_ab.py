@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from tgis_cli.terminal.stop_signals import interrupted_by_signals, stopping_by
 app = typer.Typer(add_completion=False)
 
 
-def side(name: str, metavar: str, what: str) -> typer.models.OptionInfo:
+def side(name: str, metavar: str, what: str) -> Any:
     return typer.Option(name, metavar=metavar, help=what, rich_help_panel="Sides", show_default=False)
 
 

@@ -68,6 +68,15 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("tgis bench start org/model", "Three cold and three warm starts."),
         ("tgis bench start org/model --repeat 10 --markdown start.md", "Ten of each, for a pull request."),
     ),
+    "tgis bench compare": (
+        ("tgis bench compare old.json new.json", "Exit code 1 if a figure is more than 5 % worse, beyond noise."),
+        ("tgis bench compare old.json new.json --max-regress 10% --markdown", "A table for a pull request."),
+    ),
+    "tgis bench ab": (
+        ('tgis bench ab --a org/model --b "org/model --num-shard 2"', "Are two shards faster?"),
+        ("tgis bench ab --a-url host-1:8033 --b-url host-2:8033 --metric ttft_p50", "Two servers, by first tokens."),
+        ("tgis bench ab --a org/model --b-python new/bin/python --b org/model", "Is a new version faster?"),
+    ),
     "tgis health": (
         ("tgis health", "Exit code 0 if the server of this machine is ready."),
         ("tgis health --probe live --timeout 5", "Whether it is alive; wait up to 5 seconds."),

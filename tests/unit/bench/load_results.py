@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,16 +32,22 @@ FINGERPRINT = {
 
 
 def make_result(
-    *concurrencies: int, has_server: bool = True, is_streamed: bool = True, fails: float = 0.0, **facts: Any
+    *concurrencies: int,
+    has_server: bool = True,
+    is_streamed: bool = True,
+    fails: float = 0.0,
+    most: int = 9999,
+    **facts: Any,
 ) -> Result:
     """
     Args:
         concurrencies: one level each; by default three.
         fails: the share of calls that fail.
+        most: calls in each level.
         facts: of the result.
     """
     levels = [
-        make_level(number, has_server=has_server, is_streamed=is_streamed, fails=fails)
+        make_level(number, has_server=has_server, is_streamed=is_streamed, fails=fails, most=most)
         for number in concurrencies or (1, 8, 32)
     ]
     detail = LoadDetail(levels, knee=levels[1].title if len(levels) > 2 else None)
@@ -70,12 +77,14 @@ def make_engine_result() -> Result:
     )
 
 
-def make_level(concurrency: int, *, has_server: bool = True, is_streamed: bool = True, fails: float = 0.0) -> Level:
+@cache
+def make_level(concurrency: int, *, has_server: bool, is_streamed: bool, fails: float, most: int) -> Level:
     rng = np.random.default_rng(concurrency)
     title = f"{concurrency} stream{'s' if concurrency > 1 else ''}"
     if not is_streamed:
         title = title.replace("stream", "call")
     calls, gaps = make_calls(concurrency, rng)
+    calls, gaps = calls[:most], gaps[: 63 * most]
     failed = rng.random(len(calls)) < fails
     good = calls[~failed]
     samples = {"e2e": good[:, 3] - good[:, 1], "e2e_intended": good[:, 3] - good[:, 0]}

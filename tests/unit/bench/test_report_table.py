@@ -8,7 +8,7 @@ import pytest
 
 from load_results import make_engine_result, make_result
 from tgis_cli.bench.report.table import describe_result
-from tgis_cli.bench.result import Estimate, Result
+from tgis_cli.bench.result import Estimate, Figure, Result
 
 
 def describe(result: Result, width: int | None = 80, *, verbose: bool = False, is_colored: bool = False) -> list[str]:
@@ -143,6 +143,28 @@ def test_a_result_without_figures_is_only_its_remarks():
 
 def test_a_figure_that_is_no_number_is_a_dash():
     result = make_engine_result()
-    result.figures = [result.figures[0].__class__("cold", "step_s", "s", "", Estimate(float("nan")))]
+    result.figures = [Figure("cold", "step_s", "s", "", Estimate(float("nan")))]
 
     assert describe(result)[-1].split() == ["cold", "-"]
+
+
+def test_figures_of_one_name_in_different_units_have_tables_of_their_own():
+    result = make_engine_result()
+    ratio = Figure("B / A", "tokens_per_s", "", "higher", Estimate(1.02, 0.99, 1.05))
+    result.figures = [Figure("A", "tokens_per_s", "tokens/s", "higher", Estimate(416.0)), ratio]
+
+    lines = [line.split() for line in describe(result)[2:]]
+
+    assert lines == [["tokens"], ["tokens/s"], ["A", "416"], [], ["tokens"], ["B", "/", "A", "1.02"], ["0.99-1.05"]]
+
+
+def test_a_table_of_rates_with_objectives_fits_80_columns():
+    result = make_result(8, 16, 32)
+    for level in result.detail["levels"]:
+        level |= {"title": "12.25 requests/s", "objective_share": 0.953}
+
+    lines = describe(result)
+
+    assert lines[4].split()[:3] == ["12.25", "requests/s", "416"]
+    assert "held, %" in lines[3]
+    assert max(map(len, lines)) <= 80

@@ -156,6 +156,10 @@ def seen_keys(step: StepWork, keys: float) -> Iterator[float]:
 def add_up(ranks: Sequence[StepWork]) -> StepWork:
     """The work of ranks that share a machine's memory and cores."""
     return StepWork(
-        *(sum(getattr(rank, name) for rank in ranks) for name in StepWork.__slots__ if name != "windows"),
+        weight_bytes=sum(rank.weight_bytes for rank in ranks),
+        token_flops=sum(rank.token_flops for rank in ranks),
+        head_flops=sum(rank.head_flops for rank in ranks),
+        layer_kv_bytes=sum(rank.layer_kv_bytes for rank in ranks),
+        layer_pair_flops=sum(rank.layer_pair_flops for rank in ranks),
         windows=ranks[0].windows,
     )

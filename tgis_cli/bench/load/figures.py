@@ -60,7 +60,7 @@ def make_level(
     steady, note = find_steady_window(records, arrivals)
     steady_edges = np.linspace(steady.start_s, max(steady.end_s, steady.start_s + 1e-9), NUM_BATCHES + 1)
     step_s = choose_step(whole.end_s)
-    step_edges = np.arange(max(1, math.ceil(whole.end_s / step_s)) + 1) * step_s
+    step_edges = np.arange(max(1, math.ceil(whole.end_s / step_s)) + 1, dtype=np.float64) * step_s
     limits = [objective.limit_s for objective in objectives if objective.metric == "itl"]
     tokens = read_tokens(records, steady, steady_edges, step_edges, limits)
     latencies = measure_calls(records)
@@ -170,8 +170,8 @@ def estimate_rates(records: Records, tokens: Tokens, edges: Doubles) -> dict[str
     is_ok = records.status == 0
     batch_s = float(edges[1] - edges[0])
     until = np.where(np.isnan(records.first_s), records.end_s, records.first_s)
-    inputs = spread(records.sent_s, until, records.input_tokens.astype(float), edges)
-    answers = spread(records.sent_s[is_ok], records.end_s[is_ok], np.ones(int(is_ok.sum())), edges)
+    inputs = spread(records.sent_s, until, edges, records.input_tokens)
+    answers = spread(records.sent_s[is_ok], records.end_s[is_ok], edges)
     num_tokens = int(tokens.by_batch.sum())
     return {
         "requests_per_s": estimate_rate(answers, batch_s, int(answers.sum())),
@@ -184,7 +184,8 @@ def has_wrong_counts(records: Records) -> npt.NDArray[np.bool_]:
     """Which answers have other numbers of tokens than were asked for, where that is known."""
     is_wrong_input = (records.asked_input > 0) & (records.input_tokens != records.asked_input)
     is_wrong_output = (records.asked_output > 0) & (records.output_tokens != records.asked_output)
-    return (records.status == 0) & (is_wrong_input | is_wrong_output)
+    is_wrong: npt.NDArray[np.bool_] = (records.status == 0) & (is_wrong_input | is_wrong_output)
+    return is_wrong
 
 
 def find_objective_share(
@@ -256,7 +257,7 @@ def make_series(records: Records, latencies: dict[str, Doubles], tokens: Tokens,
     has_first = np.isfinite(records.first_s)
     ttft.add(find_buckets(records.first_s[has_first], edges), latencies["ttft"][has_first])
     failed_at = records.end_s[(records.status != 0) & (records.status != CUT)]
-    in_flight = spread(records.sent_s, records.end_s, records.end_s - records.sent_s, edges)
+    in_flight = spread(records.sent_s, records.end_s, edges, records.end_s - records.sent_s)
     return Series(
         step_s=step_s,
         output_tokens_per_s=(tokens.by_step / step_s).tolist(),
@@ -272,7 +273,7 @@ def make_series(records: Records, latencies: dict[str, Doubles], tokens: Tokens,
 def sample_calls(records: Records) -> list[dict[str, Any]]:
     """Calls spread evenly over the level, in the order in which they were sent."""
     order = np.argsort(records.sent_s, kind="stable")
-    picks = np.unique(np.linspace(0, len(order) - 1, min(MAX_WATERFALL, len(order))).astype(int)) if len(order) else []
+    picks = np.unique(np.linspace(0, max(0, len(order) - 1), min(MAX_WATERFALL, len(order))).astype(int))
     return [
         {
             "due_s": float(records.due_s[i]),

@@ -321,6 +321,9 @@ def choose_workers(options: LoadOptions, feed: SyntheticFeed | PromptFile | None
 
 def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
     options = run.options
+    levels = run.levels
+    if isinstance(options.strategy, GoodputSearch):  # whose order is that of a bisection
+        levels = sorted(levels, key=lambda level: level.rate or 0.0)
     knee = find_knee(run.outcomes) if all(outcome.plan.concurrency for outcome in run.outcomes) else None
     result = Result(
         kind="load",
@@ -329,12 +332,12 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
         options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
         shape=options.describe_shape(),
         fingerprint=fingerprint,
-        figures=[figure for level in run.levels for figure in to_figures(level)],
+        figures=[figure for level in levels for figure in to_figures(level)],
         problems=[*run.problems, *list_problems(run)],
         notes=list(list_notes(run, knee)),
         is_cut=run.is_cut,
         detail=dataclasses.asdict(
-            LoadDetail(run.levels, knee=knee.plan.title if knee else None, goodput=describe_goodput(run))
+            LoadDetail(levels, knee=knee.plan.title if knee else None, goodput=describe_goodput(run))
         ),
     )
     return result
@@ -343,7 +346,7 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
 def list_problems(run: LoadRun) -> Iterator[str]:
     for level in run.levels:
         yield from (say_of(level, problem) for problem in level.problems)
-    if run.levels and not any(level.completed for level in run.levels):
+    if run.levels and not run.is_cut and not any(level.completed for level in run.levels):
         reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
         yield f"No call was completed{f' ({reasons[0]})' if reasons else ''}."
 

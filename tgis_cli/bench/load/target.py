@@ -14,6 +14,7 @@ from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.metrics_source import MetricsSource, find_source
 from tgis_cli.clients.tls_files import TlsFiles
+from tgis_cli.model_files import DEMO
 from tgis_cli.own_server.launch_line import read_launch_line
 from tgis_cli.own_server.own_server import OwnServer
 from tgis_cli.runs.servers import RUN_FILE, RunningServer, find_at_port
@@ -74,8 +75,9 @@ def open_target(
     if connection != Connection():
         raise UsageError("Give either --launch or the options of a running server, such as --url, not both.")
     options = dataclasses.replace(read_launch_line(launch, "--launch"), python=python)
-    model = str(options.flags.get("model_name") or "the demo model")
-    with OwnServer(model, options, environ, err, shows_log=False).connect() as client:
+    model = str(options.flags.get("model_name") or DEMO)
+    title = "the demo model" if model == DEMO else model
+    with OwnServer(title, options, environ, err, shows_log=False).connect() as client:
         yield make_target(client, Connection(server=client.address.server), given, environ)
 
 

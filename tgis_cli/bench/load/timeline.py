@@ -19,7 +19,7 @@ from tgis_cli.bench.statistics.quantiles import NUM_BATCHES as NUM_LABELS
 from tgis_cli.bench.statistics.quantiles import Clusters, Labels, Runs
 from tgis_cli.bench.statistics.rates import spread
 
-MOST_GAPS = 1 << 19  # handled at once, about 40 MB with what is derived from them; more if one call has more
+MOST_GAPS = 1 << 18  # handled at once, about 20 MB with what is derived from them; more if one call has more
 # Bins of latencies over time: 2 % wide, from a microsecond to three hours.
 MIN_S, MAX_S, BIN_LOG = 1e-6, 1e4, np.log(1.02)
 NUM_BINS = int(np.log(MAX_S / MIN_S) / BIN_LOG) + 2  # the first has what is shorter
@@ -52,7 +52,8 @@ def find_arrivals(records: Records, calls: slice, gaps: slice) -> Doubles:
     passed = np.cumsum(records.gap_s[gaps], dtype=np.float64)
     before = np.concatenate(([0.0], passed))[np.cumsum(sizes) - sizes]  # at the first token of each call
     arrived = passed + np.repeat(records.first_s[calls] - before, sizes)
-    return np.minimum(arrived, np.repeat(records.end_s[calls], sizes))  # gaps are rounded to 7 digits
+    arrived_s: Doubles = np.minimum(arrived, np.repeat(records.end_s[calls], sizes))  # gaps are rounded to 7 digits
+    return arrived_s
 
 
 class LatencyOverTime:
@@ -89,7 +90,7 @@ class Tokens:
 def find_buckets(moments: Doubles, edges: Doubles) -> Ints:
     """The bucket of each moment among equally long ones; the last one has the last edge. Those outside get -1."""
     num = len(edges) - 1
-    buckets = np.floor((moments - edges[0]) * (num / (edges[-1] - edges[0]))).astype(np.int64)
+    buckets: Ints = np.floor((moments - edges[0]) * (num / (edges[-1] - edges[0]))).astype(np.int64)
     buckets[moments == edges[-1]] = num - 1
     buckets[(buckets < 0) | (buckets >= num)] = -1
     return buckets
@@ -104,14 +105,18 @@ def read_tokens(
 ) -> Tokens:
     """Go over all tokens once.
 
-    A token counts when it arrives, so that calls across the border of a window count in part. Those of unary calls,
-    which arrive together, count evenly from the call's start to its end.
+    In the steps a token counts when it arrives. In the batches it counts over the time since the token before it, or
+    since the call was sent: from streams in lockstep many tokens arrive at once, and it would be chance on which side
+    of a window's border. The tokens of unary calls count evenly from the call's start to its end.
 
     Args:
         limits: seconds; for each of them ``is_good`` says of which calls at least 95 % of the gaps keep to it.
     """
-    num_batches, num_steps = len(batch_edges) - 1, len(step_edges) - 1
-    by_batch, by_step = (count_without_gaps(records, edges) for edges in (batch_edges, step_edges))
+    num_steps = len(step_edges) - 1
+    has_first = np.isfinite(records.first_s)
+    unary = spread_unary(records, batch_edges), spread_unary(records, step_edges)
+    by_batch = unary[0] + spread(records.sent_s[has_first], records.first_s[has_first], batch_edges)
+    by_step = unary[1] + count_by_bucket(find_buckets(records.first_s[has_first], step_edges), num_steps)
     itl = LatencyOverTime(num_steps)
     label_edges = np.linspace(steady.start_s, steady.end_s, NUM_LABELS + 1)
     kept: list[Floats] = []
@@ -122,7 +127,7 @@ def read_tokens(
         buckets = find_buckets(part.arrived_s, step_edges)
         by_step += count_by_bucket(buckets, num_steps)
         itl.add(buckets[buckets >= 0], part.gap_s[buckets >= 0])
-        by_batch += count_by_bucket(find_buckets(part.arrived_s, batch_edges), num_batches)
+        by_batch += spread_tokens(part, batch_edges)
         label = find_buckets(part.arrived_s, label_edges)
         kept.append(part.gap_s[label >= 0])
         labels.append(label[label >= 0].astype(np.uint8))
@@ -134,19 +139,32 @@ def read_tokens(
     return Tokens(by_batch, by_step, join(kept, np.float32), clusters, itl, is_good)
 
 
-def count_without_gaps(records: Records, edges: Doubles) -> Doubles:
-    """The output tokens that no gap stands for: the first of each stream, and all of unary calls."""
-    has_first = np.isfinite(records.first_s)
-    unary = ~has_first & (records.output_tokens > 0)
-    done = spread(records.sent_s[unary], records.end_s[unary], records.output_tokens[unary].astype(float), edges)
-    return done + count_by_bucket(find_buckets(records.first_s[has_first], edges), len(edges) - 1)
+def spread_tokens(part: Part, edges: Doubles) -> Doubles:
+    """The tokens of each bucket, each spread over the gap before it."""
+    num = len(edges) - 1
+    per_s = num / (edges[-1] - edges[0])
+    before_s = part.arrived_s - part.gap_s
+    first, last = (np.floor((moments - edges[0]) * per_s) for moments in (before_s, part.arrived_s))
+    is_split = first != last
+    whole = last[~is_split]
+    whole = whole[(whole >= 0) & (whole < num)].astype(np.int64)
+    return count_by_bucket(whole, num) + spread(before_s[is_split], part.arrived_s[is_split], edges)
+
+
+def spread_unary(records: Records, edges: Doubles) -> Doubles:
+    """The tokens of answers that came at once."""
+    unary = ~np.isfinite(records.first_s) & (records.output_tokens > 0)
+    return spread(records.sent_s[unary], records.end_s[unary], edges, records.output_tokens[unary])
 
 
 def sum_by_call(values: npt.NDArray[Any], sizes: Ints) -> npt.NDArray[Any]:
     """The sums of values that follow each other by call, of which some have none."""
-    sums = np.concatenate(([0], np.cumsum(values, dtype=np.float64 if values.dtype.kind == "f" else np.int64)))
-    ends = np.cumsum(sizes)
-    return sums[ends] - sums[ends - sizes]
+    dtype = np.float64 if values.dtype.kind == "f" else np.int64
+    sums = np.zeros(len(sizes), dtype)
+    starts = (np.cumsum(sizes) - sizes)[sizes > 0]
+    if len(starts):
+        sums[sizes > 0] = np.add.reduceat(values, starts, dtype=dtype)
+    return sums
 
 
 def join(parts: list[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:

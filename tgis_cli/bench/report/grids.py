@@ -77,7 +77,7 @@ def make_load_grid(levels: Sequence[Level]) -> Grid:
         if latency in known:
             grid.columns.extend(make_latency_columns(levels, latency, percents))
     if any(level.objective_share is not None for level in levels):
-        add("objective", "met, %", "share", lambda level: level.objective_share)
+        add("", "held, %", "share", lambda level: level.objective_share)
     add("", "failed", "", lambda level: level.failed)
     return grid
 
@@ -87,12 +87,16 @@ def make_latency_columns(levels: Sequence[Level], latency: str, percents: Sequen
     columns = {percent: [find_percentile(each, percent) for each in found] for percent in percents}
     unit = choose_unit("s", (each.value for values in columns.values() for each in values if each))
     for percent, values in columns.items():
-        cells = [unit.format(each and each.value) for each in values]
+        cells = [unit.format(get_value(each)) for each in values]
         yield Column(LATENCIES[latency], f"p{percent}", unit.name, cells)
 
 
 def find_percentile(distribution: Distribution | None, percent: str) -> Estimate | None:
     return distribution.percentiles.get(percent) if distribution else None
+
+
+def get_value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
 
 
 def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) -> Grid:
@@ -104,7 +108,7 @@ def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) ->
     for percent in percents:
         values = {name: each.percentiles.get(percent) for name, each in found.items()}
         if any(values.values()):
-            cells = [units[name].format(value and value.value) for name, value in values.items()]
+            cells = [units[name].format(get_value(value)) for name, value in values.items()]
             below = [format_interval(units[name], value) for name, value in values.items()]
             columns.append(Column("", f"p{percent}", "", cells, below))
     for name, read in {"mean": "mean", "max": "maximum"}.items():
@@ -145,12 +149,12 @@ def format_interval(unit: Unit, estimate: Estimate | None) -> str:
 
 def make_figure_grids(result: Result) -> Iterator[Grid]:
     """A grid for each run of groups that have the same figures."""
-    groups = list(result.groups())
-    for names, members in itertools.groupby(groups, key=lambda item: tuple(item[1])):
+    groups = [(group, {(each.name, each.unit): each for each in found.values()}) for group, found in result.groups()]
+    for kinds, members in itertools.groupby(groups, key=lambda item: list(item[1])):
         rows = dict(members)
         grid = Grid("", list(rows))
-        for name in names:
-            figures = [figures[name] for figures in rows.values()]
+        for name, unit_of in kinds:
+            figures = [found[name, unit_of] for found in rows.values()]
             estimates = [figure.estimate for figure in figures]
             unit = choose_unit(name_unit(figures[0]), (each.value for each in estimates))
             heading, _, last = name_figure(name).rpartition(" ")

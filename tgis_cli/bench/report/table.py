@@ -17,7 +17,9 @@ from tgis_server.words.layout import GAP, count_columns, lay_out, wrap
 
 BOLD, DIM = "1", "2"  # ANSI
 COLORS = {"problem": "1;31", "failed": "33", "cut": "33"}
-DROPPABLE = ("mean", "p90", "samples", "p99.9", "max")  # columns of details, in the order in which they go
+# Columns that go where there is no room, in this order: of the details, and of the table.
+DROPPABLE = ("mean", "p90", "samples", "p99.9", "max")
+DROPPABLE_RATES = ("/s",)
 MIN_LABEL = 9  # columns that the first words of sentences take, so that those of most results are aligned
 
 
@@ -31,7 +33,8 @@ def describe_result(result: Result, width: int | None, *, verbose: bool, is_colo
     """
     subject = describe_subject(result)
     blocks = [wrap(subject, width)] if subject else []
-    blocks += [draw_grid(grid, width, is_colored=is_colored) for grid in make_grids(result)]
+    for grid in make_grids(result):
+        blocks += [draw_grid(each, width, is_colored=is_colored) for each in narrow([grid], width, DROPPABLE_RATES)]
     detail = find_detail(result)
     levels = detail.levels if detail else []
     if verbose or len(levels) == 1:
@@ -42,7 +45,7 @@ def describe_result(result: Result, width: int | None, *, verbose: bool, is_colo
 
 def describe_levels(levels: Sequence[Level], width: int | None, *, is_colored: bool) -> Iterator[list[str]]:
     """For each level its percentiles, and then what else is known of it."""
-    grids = narrow([make_percentile_grid(level) for level in levels], width)
+    grids = narrow([make_percentile_grid(level) for level in levels], width, DROPPABLE)
     for level, grid in zip(levels, grids, strict=True):
         title = [paint(escape_controls(level.title), BOLD, is_colored=is_colored)] if len(levels) > 1 else []
         facts = draw_facts(list(describe_level(level)), width)
@@ -53,10 +56,10 @@ def describe_levels(levels: Sequence[Level], width: int | None, *, is_colored: b
             yield title + facts
 
 
-def narrow(grids: Sequence[Grid], width: int | None) -> Sequence[Grid]:
-    """Without the columns that one of them has no room for."""
-    for number in range(len(DROPPABLE) + 1):
-        narrowed = [drop_columns(grid, *DROPPABLE[:number]) for grid in grids]
+def narrow(grids: Sequence[Grid], width: int | None, droppable: Sequence[str]) -> Sequence[Grid]:
+    """Without as many columns as it takes, or whole where that does not suffice."""
+    for number in range(len(droppable) + 1):
+        narrowed = [drop_columns(grid, *droppable[:number]) for grid in grids]
         if width is None or all(measure(grid) <= width for grid in narrowed):
             return narrowed
     return grids

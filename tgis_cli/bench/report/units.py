@@ -40,7 +40,7 @@ def choose_unit(unit: str, values: Iterable[float | None]) -> Unit:
     name, per_base = unit, 1.0
     if unit == "share":
         name, per_base = "%", 100.0
-    elif unit == "s" and largest < LONG_S and smallest < SHORT_S:
+    elif unit == "s" and (not sizes or (largest < LONG_S and smallest < SHORT_S)):
         name, per_base = "ms", 1000.0
     elif unit == "bytes":
         name, size = next(((name, size) for name, size in BYTES if largest >= size), ("B", 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +46,16 @@ def estimate_share(num_hits: int, num: int) -> Estimate:
 def spread(
     starts: npt.NDArray[np.float64],
     ends: npt.NDArray[np.float64],
-    weights: npt.NDArray[np.float64],
     edges: npt.NDArray[np.float64],
+    weights: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """How much was done between each two edges, if each weight is done evenly from its start to its end."""
+    """How much was done between each two edges, if each weight is done evenly from its start to its end.
+
+    Args:
+        weights: 1 each if left out.
+    """
+    if weights is None:
+        weights = np.ones(len(starts))
     durations = np.maximum(ends - starts, 1e-9)
     done = [float(np.dot(np.clip((edge - starts) / durations, 0.0, 1.0), weights)) for edge in edges]
     return np.diff(np.array(done))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tgis_cli.bench.load.records import CUT, Records
+from tgis_cli.bench.load.records import CUT, Doubles, Records
 
 MIN_CALLS = 20  # in the later half of the level; fewer say nothing about growth
 MIN_GROWTH = 0.05  # of the calls of the later half: a smaller backlog is no failure to keep up
@@ -35,5 +35,5 @@ def is_saturated(records: Records) -> bool:
     )
 
 
-def count_in_flight(starts: np.ndarray, ends: np.ndarray, moment: float) -> int:  # type: ignore[type-arg]
+def count_in_flight(starts: Doubles, ends: Doubles, moment: float) -> int:
     return int(np.count_nonzero((starts <= moment) & (ends > moment)))
