@@ -27,10 +27,23 @@ OUTPUT = ["Output", "Requests in flight"]
 SERVER = ["Server: sequences", "Server: KV cache"]
 REQUESTS = ["From sending to the last token"]
 RUN = [*OUTPUT, "Time to first token", "Inter-token latency"]
+
+
+def make_gaps_of_zero() -> Result:
+    """Tokens of one message arrive together, so that gaps may be 0, which a logarithmic axis does not have."""
+    result = make_result(1, 8)
+    level = result.detail["levels"][0]
+    level["latencies"]["itl"]["percentiles"]["50"] = {"value": 0.0, "low": 0.0, "high": 0.3}
+    level["series"]["itl_p50_s"][3] = 0.0
+    level["series"]["itl_p95_s"][3] = 0.5
+    return result
+
+
 RESULTS: dict[str, tuple[Result, list[str]]] = {
     "several loads": (make_result(), [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
     "one load": (make_result(8, fails=0.02), [*SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
     "one request": (make_result(1, most=1), [*SPLIT, "Inter-token latency", *RUN, *SERVER, *REQUESTS]),
+    "gaps of 0": (make_gaps_of_zero(), [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
     "no metrics of the server": (make_result(4, has_server=False), [*DISTRIBUTIONS, *RUN, *REQUESTS]),
     "only failures": (make_result(8, has_server=False, fails=1.0), ["Requests in flight", *REQUESTS]),
     "unary calls": (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 
-from load_results import make_level
+from load_results import make_result
 from screens import Terminal
 from simulated_server import Tick
+from tgis_cli.bench.load.detail import Level, read_detail
 from tgis_cli.bench.load.levels import Plan
 from tgis_cli.bench.load.live import LINE_S, Live
 
@@ -32,7 +33,7 @@ def test_a_terminal_shows_the_level_below_those_that_are_done_and_nothing_afterw
     terminal, clock = Terminal(120), Clock()
     live = Live(terminal.stream, {"TERM": "xterm"}, clock)
     live.start_level(Plan(concurrency=1), 10.0, None)
-    live.end_level(make_level(1))
+    live.end_level(end_of(1))
     clock.now = 100.0
     live.start_level(Plan(concurrency=8), 10.0, None)
     for seconds in (1.0, 2.0):
@@ -44,11 +45,12 @@ def test_a_terminal_shows_the_level_below_those_that_are_done_and_nothing_afterw
     screen = terminal.close()
 
     assert shown[0].startswith("1 stream")
-    assert shown[1] == (
-        "8 streams: 100 tokens/s, 5 requests/s, 8 in flight, first token 60 ms (p95 60 ms), gap 10 ms (p95 10 ms), "
-        "8 s left"
-    )
+    assert shown[1] == "8 streams, 8 s left: 100 tokens/s, TTFT 60 ms (p95 60), ITL 10 ms (p95 10), 5 requests/s"
     assert screen.lines == [""]
+
+
+def end_of(concurrency: int) -> Level:
+    return read_detail(make_result(concurrency).detail).levels[0]
 
 
 def show_elsewhere(*moments: float) -> list[str]:
@@ -58,7 +60,7 @@ def show_elsewhere(*moments: float) -> list[str]:
     live.start_level(Plan(rate=4.0), None, 100)
     for clock.now in moments:
         live.tick(tick(clock.now, failed=3))
-    live.end_level(make_level(4))
+    live.end_level(end_of(4))
     live.clear()
     return stream.getvalue().splitlines()
 
@@ -66,9 +68,8 @@ def show_elsewhere(*moments: float) -> list[str]:
 def test_elsewhere_there_is_a_line_every_ten_seconds_and_one_for_each_level():
     lines = show_elsewhere(*(0.25 * number for number in range(1, int(25 / 0.25))))
 
-    assert [line.partition(":")[0] for line in lines[:-1]] == ["4 requests/s"] * 2
-    assert "3 failed" in lines[0]
-    assert lines[0].endswith("82 calls left")
+    assert [line.partition(",")[0] for line in lines[:-1]] == ["4 requests/s"] * 2
+    assert lines[0].startswith("4 requests/s, 82 calls left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
     assert lines[-1].startswith("4 streams, ")
 
 
@@ -83,4 +84,4 @@ def test_a_level_whose_calls_are_all_sent_is_finishing():
     clock.now = LINE_S
     live.tick(tick(LINE_S))
 
-    assert stream.getvalue().endswith(", finishing\n")
+    assert stream.getvalue().startswith("8 streams, finishing: ")

@@ -50,6 +50,7 @@ class LevelSoFar:
     """One level as it runs."""
 
     title: str
+    is_closed: bool  # as many calls as the title says are in flight at any time
     started_at: float
     max_s: float | None
     max_calls: int | None
@@ -67,18 +68,23 @@ class LevelSoFar:
             self.history.popleft()
 
     def describe(self, now: float) -> str:
-        """``8 streams: 212 tokens/s, 3.3 requests/s, 8 in flight, first token 41 ms (p95 60 ms), 4 s left``."""
+        """``8 streams, 4 s left: 212 tokens/s, TTFT 41 ms (p95 60), ITL 9 ms (p95 12), 3.3 requests/s``.
+
+        What matters least is last, where narrow terminals cut.
+        """
         if self.progress is None:
             return f"{self.title}: starting"
         calls, tokens = self._find_rates()
-        parts = [f"{tokens:,.0f} tokens/s", f"{calls:.3g} requests/s", f"{self.progress.in_flight} in flight"]
+        parts = [f"{tokens:,.0f} tokens/s"]
+        if not self.is_closed:
+            parts.append(f"{self.progress.in_flight} in flight")
         if self.progress.failed:
             parts.append(f"{self.progress.failed} failed")
-        for name, samples in (("first token", self.ttft_s), ("gap", self.itl_s)):
+        for name, samples in (("TTFT", self.ttft_s), ("ITL", self.itl_s)):
             if samples:
-                parts.append(f"{name} {to_ms(samples, 0.5)} (p95 {to_ms(samples, 0.95)})")
-        parts.append(self._describe_rest(now))
-        return f"{self.title}: {', '.join(parts)}"
+                parts.append(f"{name} {to_ms(samples, 0.5)} ms (p95 {to_ms(samples, 0.95)})")
+        parts.append(f"{calls:.3g} requests/s")
+        return f"{self.title}, {self._describe_rest(now)}: {', '.join(parts)}"
 
     def _find_rates(self) -> tuple[float, float]:
         """Calls and tokens per second of late."""
@@ -107,7 +113,7 @@ class Live:
         self._level: LevelSoFar | None = None
 
     def start_level(self, plan: Plan, max_s: float | None, max_calls: int | None) -> None:
-        self._level = LevelSoFar(plan.title, self._clock(), max_s, max_calls)
+        self._level = LevelSoFar(plan.title, plan.concurrency is not None, self._clock(), max_s, max_calls)
         if self._line.is_live:
             self._line.show(lambda: self._describe(f"{plan.title}: starting"))
 
@@ -148,7 +154,7 @@ def describe_row(level: Level) -> tuple[str, ...]:
         f"{level.output_tokens_per_s.value:,.0f} tokens/s",
         *(
             f"{name} {one.percentiles['50'].value * 1000:,.0f} ms" if one and "50" in one.percentiles else ""
-            for name, one in (("first token", ttft), ("gap", itl))
+            for name, one in (("TTFT", ttft), ("ITL", itl))
         ),
         f"{level.failed} failed" if level.failed else "",
     )
@@ -156,4 +162,4 @@ def describe_row(level: Level) -> tuple[str, ...]:
 
 def to_ms(samples: deque[float], share: float) -> str:
     ordered = sorted(samples)
-    return f"{ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000:,.0f} ms"
+    return f"{ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000:,.0f}"

@@ -346,7 +346,7 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
 def list_problems(run: LoadRun) -> Iterator[str]:
     for level in run.levels:
         yield from (say_of(level, problem) for problem in level.problems)
-    if run.levels and not any(level.completed for level in run.levels):
+    if run.levels and not run.is_cut and not any(level.completed for level in run.levels):
         reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
         yield f"No call was completed{f' ({reasons[0]})' if reasons else ''}."
 

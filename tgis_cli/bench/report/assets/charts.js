@@ -33,9 +33,10 @@ function makeLinear(low, high, from, to) {
   return Object.assign(scale, { low, high, getTicks: (count) => findTicks(low, high, count) });
 }
 
+// Values below its low end, such as 0, are placed there.
 function makeLog(low, high, from, to) {
   const place = makeLinear(Math.log10(low), Math.log10(high), from, to);
-  return Object.assign((value) => place(Math.log10(value)), { low, high, getTicks: (count) => findLogTicks(low, high, count) });
+  return Object.assign((value) => place(Math.log10(Math.max(low, value))), { low, high, getTicks: (count) => findLogTicks(low, high, count) });
 }
 
 function findStep(range, count) {
@@ -52,7 +53,7 @@ function findTicks(low, high, count) {
 
 function findLogTicks(low, high, count) {
   if (high / low < 8) return findTicks(low, high, count);
-  for (const factors of [[1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
+  for (const factors of [[1, 2, 5], [1, 3], [1]]) {
     const ticks = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
       for (const factor of factors) ticks.push(factor * 10 ** power);

@@ -65,7 +65,8 @@ function drawAgainst(chart, legend, name) {
   const knee = points.filter(({ level, percent }) => level.title === data.knee && percent === "50");
   for (const { rate, latency } of knee) chart.add("circle", { class: "ring", cx: x(rate.value), cy: y(latency.value), r: 7 });
   addLevelNames(chart, levels.map((level) => points.findLast((point) => point.level === level)).filter(Boolean), x, y);
-  showLegend(legend, PERCENTS.map(([percent, color]) => [color, `p${percent}`]).concat(knee.length ? [["ring", "knee"]] : []));
+  const drawn = PERCENTS.filter(([percent]) => points.some((point) => point.percent === percent));
+  showLegend(legend, drawn.map(([percent, color]) => [color, `p${percent}`]).concat(knee.length ? [["ring", "knee"]] : []));
   chart.addTips(
     points.map(({ level, percent, rate, latency }) => ({
       x: x(rate.value),
@@ -141,16 +142,23 @@ const MIN_SAMPLES = 10; // fewer show no distribution
 const MIN_SPAN = 1.1; // of its axis, so that values that are nearly equal have ticks that differ
 
 function drawDistributions(level) {
-  for (const name of ["ttft", "itl", "tpot", "e2e"]) {
+  const names = ["ttft", "itl", "tpot", "e2e"].filter((name) => level.latencies[name]?.counts.length && level.latencies[name].count >= MIN_SAMPLES);
+  const rows = Math.max(...names.map((name) => listMarked(level.latencies[name]).length));
+  for (const name of names) {
     const each = level.latencies[name];
-    if (!each?.counts.length || each.count < MIN_SAMPLES) continue;
-    addFigure(getGrid("distributions"), NAMES[name], `${formatCount(each.count)} samples`, (chart) => drawHistogram(chart, each));
+    addFigure(getGrid("distributions"), NAMES[name], `${formatCount(each.count)} samples`, (chart) => drawHistogram(chart, each, rows));
   }
 }
 
-function drawHistogram(chart, { edges, counts, percentiles, count }) {
-  const marked = [["99", "teal"], ["95", "amber"], ["50", "blue"]].filter(([percent]) => isKnown(percentiles[percent]?.value));
-  chart.open({ height: 165 + marked.length * 15, top: 16 + marked.length * 15 });
+function listMarked({ percentiles }) {
+  return [["99", "teal"], ["95", "amber"], ["50", "blue"]].filter(([percent]) => isKnown(percentiles[percent]?.value));
+}
+
+// `rows` for percentiles above the bars: as many as the chart beside it has, so that both are aligned.
+function drawHistogram(chart, distribution, rows) {
+  const { edges, counts, percentiles, count } = distribution;
+  const marked = listMarked(distribution);
+  chart.open({ height: 165 + rows * 15, top: 16 + rows * 15 });
   const first = counts.findIndex((each) => each > 0);
   const last = counts.findLastIndex((each) => each > 0);
   const wider = Math.sqrt(Math.max(1, (MIN_SPAN * edges[first]) / edges[last + 1]));
@@ -165,7 +173,7 @@ function drawHistogram(chart, { edges, counts, percentiles, count }) {
     const span = `${FORMATS.seconds(edges[index])} – ${FORMATS.seconds(edges[index + 1])}`;
     tips.push({ x: (from + to) / 2, y, text: `${span}\n${formatCount(counts[index])} samples, ${FORMATS.share(counts[index] / count)}` });
   }
-  marked.forEach(([percent, color], index) => addPercentile(chart, x, `p${percent}`, percentiles[percent], color, 12 + index * 15));
+  marked.forEach(([percent, color], index) => addPercentile(chart, x, `p${percent}`, percentiles[percent], color, 12 + (rows - marked.length + index) * 15));
   chart.addTips(tips);
 }
 
