@@ -172,7 +172,7 @@ def read_object(text: str) -> dict[str, Any]:
 def to_prompt(values: dict[str, Any], line: int, common: Parameters) -> Prompt:
     """
     Raises:
-        UsageError: there is no text, or a parameter is unknown or out of its range.
+        UsageError: a text is missing, or a parameter is unknown or out of its range.
     """
     prompt, identifier = values.pop("text", None), values.pop("id", None)
     if not isinstance(prompt, str):

@@ -24,7 +24,7 @@ MAX_PADDING = 1.25  # longest / shortest row of a group, in blocks; beyond this,
 FREE_PADDING_BLOCKS = 8  # extra blocks that cost less than another call
 MAX_GATHERED_BYTES = 128 << 20  # keys and values of one layer gathered at once
 MAX_MASK_ELEMENTS = 8 << 20  # queries * keys of one chunk's mask or scores, times heads if each has its own
-MAX_HELD_ELEMENTS = 32 << 20  # size of the chunk masks that a step keeps for all layers; each layer makes the rest anew
+MAX_HELD_ELEMENTS = 32 << 20  # size of the chunk masks that a step keeps for all layers; layers make the rest again
 MIN_WINDOW_QUERIES = 64  # queries of a chunk at once, however small the window
 
 
