@@ -138,11 +138,14 @@ def test_ctrl_c_ends_it_with_what_was_measured(server: Any, tmp_path: Path):
     wait_until(lambda: not count_calls(server), "the calls to be cancelled")
 
 
-def test_a_server_that_dies_ends_the_run_with_the_reason(start: Callable[..., Any], tmp_path: Path):
-    server = start("--rehearse", "--rehearse-step-ms", "5").wait_until_ready()
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_dies_or_drains_ends_the_run_with_the_reason(
+    start: Callable[..., Any], tmp_path: Path, number: signal.Signals
+):
+    server = start("--rehearse", "--rehearse-step-ms", "5", "--drain-timeout", "1").wait_until_ready()
     process = start_endless(server, tmp_path / "r.json")
 
-    server.kill_all()
+    server.process.send_signal(number)
     _, err = process.communicate(timeout=DEADLINE_S)
 
     result = json.loads((tmp_path / "r.json").read_text())
