@@ -89,6 +89,12 @@ def test_streams_have_exactly_the_tokens_that_were_asked_for(server: Any):
     assert result["fingerprint"]["model"]["max_sequence_length"] == 2048
 
 
+def test_a_seed_that_was_used_before_is_noted(server: Any):
+    notes = [measure("--url", server.address, *SHORT, "--seed", "7")["notes"] for _ in range(2)]
+
+    assert ["same --seed" in " ".join(each) for each in notes] == [False, True]
+
+
 def test_unary_calls_have_several_prompts(server: Any):
     level = only_level(measure("--url", server.address, *SHORT, "--inputs-per-call", "3"))
 

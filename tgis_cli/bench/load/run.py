@@ -36,6 +36,7 @@ LEVEL_INDEXES = 1 << 32  # indexes of the feed that each level has for itself
 RATE_WARMUP = 4  # calls, where the first level has no number of streams
 STALL_S = 60.0  # a server that sends nothing for so long, with calls in flight, will not send more
 CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once; a worker has time to spare then
+MAX_HIT_SHARE = 0.05  # of prompts that all begin differently; short ones may share a block by chance
 SEARCH_WORKERS = 4  # for a load that grows until the server has enough
 
 
@@ -369,6 +370,12 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
         yield (
             f"The file's {format_count(run.feed.num_distinct, 'prompt')} were sent more than once, so a prefix cache "
             "may have known them."
+        )
+    hits = max(((level.server or {}).get("prefix_hit_share") or 0.0 for level in run.levels), default=0.0)
+    if hits > MAX_HIT_SHARE and not run.options.shared_prefix and not run.options.prompts:
+        yield (
+            f"Up to {hits:.0%} of the prompt tokens were in the server's prefix cache: it knows them from a run with the "
+            "same --seed."
         )
     if isinstance(run.options.strategy, DefaultLevels) and not run.is_cut and run.outcomes:
         yield from list_left_out(run)
