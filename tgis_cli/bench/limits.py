@@ -149,6 +149,17 @@ def gpu_rounds(work: Callable[[], object], amount: int) -> Callable[[], Iterator
     return rounds
 
 
+def best_of(one: Limits, other: Limits) -> Limits:
+    """The higher of each: whatever else ran made the other one lower."""
+    bandwidth = Bandwidth(
+        max(one.bandwidth.one_thread, other.bandwidth.one_thread),
+        max(one.bandwidth.all_threads, other.bandwidth.all_threads),
+        one.bandwidth.num_threads,
+    )
+    gemm = {dtype: max(rate, other.gemm_flops_per_s[dtype]) for dtype, rate in one.gemm_flops_per_s.items()}
+    return Limits(bandwidth, gemm)
+
+
 def read_limits(text: str) -> Limits:
     """What the process has printed."""
     facts = json.loads(text.splitlines()[-1])

@@ -51,7 +51,7 @@ def engine(
     """Measure the engine alone, without gRPC: decode steps, prefill, and other ways to sample.
 
     It runs in the processes of a server's shards. Beside each time stands how close it comes to the limits of this
-    machine, which are measured first: the bandwidth of the memory, for the bytes that are read, and the rate of matrix
+    machine, which it measures too: the bandwidth of the memory, for the bytes that are read, and the rate of matrix
     products, for the operations. All other options of `tgis launch` can be given in the environment or with --config.
     """
     from tgis_cli.bench.engine.measure import EngineOptions, measure_engine

@@ -6,7 +6,7 @@ import json
 import threading
 from dataclasses import asdict
 
-from tgis_cli.bench.limits import Bandwidth, Limits, best_rate, measure_bandwidth, read_limits
+from tgis_cli.bench.limits import Bandwidth, Limits, best_of, best_rate, measure_bandwidth, read_limits
 
 
 def test_the_best_round_counts_but_not_the_first_which_warms_up():
@@ -36,3 +36,10 @@ def test_limits_are_read_from_the_last_line_of_the_process_that_measured_them():
     limits = Limits(Bandwidth(1.0, 2.0, 2), {"float32": 3.0})
 
     assert read_limits(f"a library's line\n{json.dumps(asdict(limits))}\n") == limits
+
+
+def test_of_two_measurements_the_higher_counts_for_each_limit():
+    one = Limits(Bandwidth(1.0, 5.0, 2), {"float32": 3.0})
+    other = Limits(Bandwidth(2.0, 4.0, 2), {"float32": 4.0})
+
+    assert best_of(one, other) == Limits(Bandwidth(2.0, 5.0, 2), {"float32": 4.0})
