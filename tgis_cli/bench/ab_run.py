@@ -29,13 +29,13 @@ from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, Outcome, Plan
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.run import LoadRun, OpenSender, Sender, choose_workers, open_feed, open_workers
-from tgis_cli.bench.load.target import describe_model, describe_server, open_target
+from tgis_cli.bench.load.target import Target, describe_model, describe_server, open_target
 from tgis_cli.bench.result import Figure, Result
 from tgis_cli.bench.statistics.quantiles import PERCENTILES
 from tgis_cli.clients.connection import Connection
 from tgis_cli.own_server.launch_line import read_launch_line
 from tgis_cli.terminal.sentences import print_sentence
-from tgis_server.errors import Unavailable, UsageError
+from tgis_server.errors import TgisError, Unavailable, UsageError
 from tgis_server.words.close_words import did_you_mean
 from tgis_server.words.sizes import format_count
 
@@ -163,9 +163,7 @@ class AbRun:
         strategy = OneByOne(self.strategy.plans[0])
         options = dataclasses.replace(self.options, strategy=strategy)
         with (
-            open_target(
-                Connection(url=side.url), side.launch, None, os.environ, self.err, python=side.python
-            ) as target,
+            open_side(side, self.err) as target,
             open_feed(options, target) as feed,
             self.open_sender(target, feed, options.workers or choose_workers(self.options)) as sender,
         ):
@@ -199,6 +197,21 @@ class AbRun:
             )
         self.figures[opened.side.letter] = figure
         return figure.estimate.value
+
+
+@contextlib.contextmanager
+def open_side(side: Side, err: TextIO) -> Iterator[Target]:
+    """
+    Raises:
+        TgisError: there is no server, or it could not start; the sentence says of which side.
+    """
+    with contextlib.ExitStack() as stack:
+        opening = open_target(Connection(url=side.url), side.launch, None, os.environ, err, python=side.python)
+        try:
+            target = stack.enter_context(opening)
+        except TgisError as error:
+            raise type(error)(f"{side.title}: {error}") from None
+        yield target
 
 
 def run_ab(

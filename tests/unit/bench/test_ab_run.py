@@ -17,7 +17,7 @@ from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.target import Target
 from tgis_cli.clients.address import Address
 from tgis_cli.clients.parameters import Parameters
-from tgis_server.errors import UsageError
+from tgis_server.errors import Unavailable, UsageError
 
 
 class FakeClient:
@@ -187,6 +187,18 @@ def test_rounds_that_are_doubtful_now_and_then_do_not_spoil_the_comparison(opene
 
     assert result.is_valid
     assert result.notes[-1] == "1 of 14 rounds are doubtful. The last one, B: The generator was late."
+
+
+def test_a_side_without_a_server_is_named(opened, monkeypatch):
+    @contextlib.contextmanager
+    def open_target(*_, **__):
+        raise Unavailable("No server at a:1.")
+        yield
+
+    monkeypatch.setattr(ab_run, "open_target", open_target)
+
+    with pytest.raises(Unavailable, match=r"A: a:1: No server at a:1\."):
+        compare()
 
 
 @pytest.mark.parametrize(
