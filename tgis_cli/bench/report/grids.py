@@ -157,12 +157,18 @@ def make_figure_grids(result: Result) -> Iterator[Grid]:
             figures = [found[name, unit_of] for found in rows.values()]
             estimates = [figure.estimate for figure in figures]
             unit = choose_unit(name_unit(figures[0]), (each.value for each in estimates))
-            heading, _, last = name_figure(name).rpartition(" ")
-            of = (heading, last, unit.name) if heading else (last, unit.name, "")
             cells = [unit.format(each.value) for each in estimates]
             below = [format_interval(unit, each) for each in estimates]
-            grid.columns.append(Column(*of, cells, below))
+            grid.columns.append(Column(*place_name(name_figure(name), unit.name), cells, below))
         yield grid
+
+
+def place_name(name: str, unit: str) -> tuple[str, str, str]:
+    """Heading, name and unit of a column; a unit such as tokens/s is not written beside its own word."""
+    heading, _, last = name.rpartition(" ")
+    if unit.partition("/")[0] == last:
+        return heading, unit, ""
+    return (heading, last, unit) if heading else (last, unit, "")
 
 
 def name_figure(name: str) -> str:

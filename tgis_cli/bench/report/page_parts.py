@@ -48,12 +48,14 @@ def write_tables(result: Result) -> str:
 
 
 def write_grid(grid: Grid) -> str:
-    rows = [f"<tr><th>{clean(row)}</th>{write_cells(grid, number)}</tr>" for number, row in enumerate(grid.rows)]
+    rows = [
+        f'<tr><th scope="row">{clean(row)}</th>{write_cells(grid, number)}</tr>' for number, row in enumerate(grid.rows)
+    ]
     return TABLE.format(write_head(grid), "".join(rows))
 
 
 def write_head(grid: Grid) -> str:
-    names = "".join(f"<th>{clean(column.name)}</th>" for column in grid.columns)
+    names = "".join(f'<th scope="col">{clean(column.name)}</th>' for column in grid.columns)
     headings = ""
     if any(column.heading for column in grid.columns):
         groups = itertools.groupby(grid.columns, key=lambda column: (column.heading, column.unit))
@@ -64,7 +66,7 @@ def write_head(grid: Grid) -> str:
 
 def write_heading(heading: str, unit: str, number: int) -> str:
     text = f"{heading}, {unit}" if unit else heading
-    return f'<th colspan="{number}">{clean(text)}</th>'
+    return f'<th scope="colgroup" colspan="{number}">{clean(text)}</th>'
 
 
 def write_cells(grid: Grid, number: int) -> str:

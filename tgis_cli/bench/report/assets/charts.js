@@ -205,7 +205,8 @@ class Chart {
     };
     this.svg.addEventListener("pointermove", point);
     this.svg.addEventListener("pointerdown", point);
-    this.svg.addEventListener("pointerleave", hide);
+    // A finger that is lifted leaves, but what it has touched stays until something else is touched.
+    this.svg.addEventListener("pointerleave", (event) => event.pointerType === "touch" || hide());
     this.svg.addEventListener("blur", hide);
     this.svg.addEventListener("keydown", (event) => {
       const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -230,3 +231,6 @@ function showTip(x, y, text) {
 function hideTip() {
   document.getElementById("tip").hidden = true;
 }
+
+document.addEventListener("pointerdown", (event) => event.target.closest("svg") || hideTip());
+window.addEventListener("scroll", hideTip, { passive: true });
