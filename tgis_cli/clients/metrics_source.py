@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tgis_cli.clients.address import DEFAULT_PORTS, GRPC, HTTP, THIS_MACHINE, Address, find_in_environment, to_address
+from tgis_cli.clients.address import DEFAULT_PORTS, GRPC, HTTP, Address, find_in_environment, to_address
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.metrics import Scrape, parse_scrape
 from tgis_cli.clients.probe import explain, fetch, make_connection
 from tgis_cli.clients.tls_files import TlsFiles
 from tgis_cli.runs.servers import RunningServer, find_at_port
 from tgis_server.errors import Unavailable, UsageError
+from tgis_server.host.proxies import is_loopback
 
 TIMEOUT_S = 2.0
-THIS_HOST = ("localhost", THIS_MACHINE, "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def find_source(
 
 def find_local_server(address: Address) -> RunningServer | None:
     """This user's running server that an address leads to, if it does."""
-    return address.server or (find_at_port(address.port) if address.host in THIS_HOST else None)
+    return address.server or (find_at_port(address.port) if is_loopback(address.host) else None)
 
 
 def guess_source(connection: Connection, address: Address, environ: Mapping[str, str]) -> MetricsSource:

@@ -12,7 +12,7 @@ from tgis_cli.terminal.capabilities import paint
 from tgis_cli.top.glance import READY, Glance, Latency, format_share, or_dash
 from tgis_cli.top.processes import Process
 from tgis_server.words.control_characters import escape_controls
-from tgis_server.words.layout import count_columns
+from tgis_server.words.layout import count_columns, wrap
 from tgis_server.words.sizes import format_bytes, format_count
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -20,6 +20,7 @@ LABEL, VALUE = 15, 10  # columns
 NAME = 24  # of a process
 BOLD, DIM, GREEN, YELLOW = "1", "2", "32", "33"
 KEYS = "q ends"
+MAX_REASON = 4  # lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,14 @@ def make_head(glance: Glance, columns: int, style: Style) -> list[str]:
     mode = f" ({glance.mode})" if glance.mode and glance.mode != f"{glance.model} model" else ""
     clock = time.strftime("%H:%M:%S", time.localtime(glance.at))
     up = "" if glance.up_s is None else f", up {format_age(glance.up_s)}"
-    reason = f": {glance.reason}" if glance.reason else ""
     again = ""
     if glance.restarted_at is not None:
         again = f", restarted at {time.strftime('%H:%M:%S', time.localtime(glance.restarted_at))}"
     title = spread(f"{glance.model}{mode}" or "unknown model", glance.url, columns)
-    state = spread(f"{glance.state}{up}{again}{reason}", clock, columns)
-    return [style.paint(title, BOLD), style.paint(state, GREEN if glance.state == READY else YELLOW)]
+    state = spread(f"{glance.state}{up}{again}", clock, columns)
+    reason = wrap(glance.reason, columns)[:MAX_REASON] if glance.reason else []
+    color = GREEN if glance.state == READY else YELLOW
+    return [style.paint(title, BOLD), style.paint(state, color), *(crop(line, columns) for line in reason)]
 
 
 def make_rates(glance: Glance, columns: int, style: Style) -> list[str]:

@@ -92,6 +92,14 @@ def test_a_page_never_exceeds_the_terminal(columns: int, rows: int, glance: Glan
     assert max(map(count_columns, page)) <= columns
 
 
+def test_a_page_has_the_whole_reason_why_a_server_is_not_ready():
+    page = make_page(changed(state="starting", reason="The model is still loading; " * 4), 60, None, GRAPHS)
+
+    assert page[1].startswith("starting, up 2h ")
+    assert " ".join(page[2:4]) == ("The model is still loading; " * 4).strip()
+    assert page[4] == ""
+
+
 def test_graphs_use_the_width_of_a_wide_terminal():
     lengths = [len(make_page(BUSY, columns, None, GRAPHS)[4]) for columns in (80, 120)]
 
