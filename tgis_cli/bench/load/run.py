@@ -374,8 +374,8 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
     hits = max(((level.server or {}).get("prefix_hit_share") or 0.0 for level in run.levels), default=0.0)
     if hits > MAX_HIT_SHARE and not run.options.shared_prefix and not run.options.prompts:
         yield (
-            f"Up to {hits:.0%} of the prompt tokens were in the server's prefix cache: it knows them from a run with the "
-            "same --seed."
+            f"Up to {hits:.0%} of the prompt tokens were in the server's prefix cache: it knows them from a run with "
+            "the same --seed."
         )
     if isinstance(run.options.strategy, DefaultLevels) and not run.is_cut and run.outcomes:
         yield from list_left_out(run)
