@@ -118,7 +118,10 @@ def gemm_rounds(device: str, dtype: str) -> Callable[[], Iterator[float]]:
 
     size = GEMM_SIZE[device]
     weight, inputs = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    work = lambda: torch.nn.functional.linear(inputs, weight)  # noqa: E731  as the engine's linear layers
+
+    def work() -> object:
+        return torch.nn.functional.linear(inputs, weight)  # as the engine's linear layers
+
     if device == "cuda":
         return gpu_rounds(work, 2 * size**3)
 

@@ -108,7 +108,7 @@ def measure_engine(
             model=decided.describe_model(),
             server=decided.given,
             run=asdict(options),
-            bandwidth=limits and limits.bandwidth,
+            bandwidth=limits.bandwidth if limits else None,
         )
         findings = Findings()
         with Group(run, plan, environ, options.num_profiled) as group, stopping_by(stopped.append):
