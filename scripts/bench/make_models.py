@@ -1,7 +1,7 @@
 """Make random-weight models for benchmarks: ``python scripts/bench/make_models.py [DIR]`` (default ``.cache/bench``).
 
-They have the sizes of well-known small Llamas. The tokenizer is the demo model's, whose vocabulary is smaller: higher
-ids have no text.
+They have the sizes of well-known small Llamas. The tokenizer is the demo model's with made-up words for the ids that it
+lacks: each token has a text, and is streamed at once.
 """
 
 from __future__ import annotations
@@ -55,10 +55,18 @@ def make_model(directory: Path, config: dict[str, Any]) -> None:
     """Write weights, tokenizer and config; the config comes last, marking the model as complete."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(random_weights(config), directory / "model.safetensors", metadata={"format": "pt"})
-    for file in DEMO_MODEL.glob("tokenizer*.json"):
-        shutil.copy(file, directory / file.name)
+    shutil.copy(DEMO_MODEL / "tokenizer_config.json", directory)
+    (directory / "tokenizer.json").write_text(json.dumps(make_tokenizer(config["vocab_size"])))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": config["eos_token_id"]}))
     (directory / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def make_tokenizer(vocab_size: int) -> dict[str, Any]:
+    """No merge leads to the added words, so no prompt has them."""
+    tokenizer: dict[str, Any] = json.loads((DEMO_MODEL / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab |= {f"\u0120w{number}": number for number in range(len(vocab), vocab_size)}  # U+0120 is a space
+    return tokenizer
 
 
 def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:

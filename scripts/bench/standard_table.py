@@ -34,7 +34,6 @@ MODELS = {"135m": "llama-135m", "1.1b": "llama-1.1b"}
 TGIS = Path(sys.executable).parent / "tgis"
 PROMPT, NEW, LONG_PROMPT = 128, 64, 512
 CONTEXT = PROMPT + NEW // 2  # the mean over an answer
-STARTS, ROUNDS = 3, 3
 MEMORY_S = 0.5
 ATTACHED = "tgis_cli.attached"  # the module that is the launcher of a server of one command
 
@@ -90,24 +89,24 @@ class PeakWatch:
             thread.join()
 
 
-def measure_served(model: Path) -> dict[str, float]:
+def measure_served(model: Path, rounds: int) -> dict[str, float]:
     """The server's figures by row of the table."""
     watch = PeakWatch()
     with watch.watching():
-        single = load(model, streams=1, requests=ROUNDS, new=2 * NEW)
+        single = load(model, streams=1, requests=rounds, new=2 * NEW)
         found = {DECODE: 1 / single["latencies"]["tpot"]["mean"]}
         for streams, row in BY_STREAMS.items():
-            level = load(model, streams=streams, requests=ROUNDS * max(16, streams))
+            level = load(model, streams=streams, requests=rounds * max(16, streams))
             found[row] = level["whole_output_tokens_per_s"]
         found[FIRST] = load(model, streams=1, requests=5, prompt=LONG_PROMPT, new=2)["latencies"]["ttft"]["mean"]
-    starts = read_figures(bench("start", str(model), "--repeat", str(STARTS)))
+    starts = read_figures(bench("start", str(model), "--repeat", str(rounds)))
     return found | {READY: starts["warm start", "ready"], PEAK: watch.num_bytes / 2**30}
 
 
-def measure_engine(model: Path) -> dict[str, float]:
+def measure_engine(model: Path, rounds: int) -> dict[str, float]:
     """What the engine alone would reach, by row of the table."""
     rows = ",".join(map(str, (1, *BY_STREAMS)))
-    words = ["--rows", rows, "--context", CONTEXT, "--prefill", f"{PROMPT},{LONG_PROMPT}", "--repeat", ROUNDS]
+    words = ["--rows", rows, "--context", CONTEXT, "--prefill", f"{PROMPT},{LONG_PROMPT}", "--repeat", rounds]
     figures = read_figures(bench("engine", str(model), *map(str, words)))
     prefill_s = figures[f"prefill, {PROMPT} tokens", "time"]
     found = {
@@ -149,6 +148,7 @@ def print_table(title: str, table: list[list[str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=3, help="how often each load, start and step is repeated")
     parser.add_argument("--peers", type=Path, metavar="FILE")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
@@ -159,7 +159,7 @@ def main() -> None:
     found = {}
     for shape in given.models:
         model = MODELS_DIR / MODELS[shape]
-        served, engine = measure_served(model), measure_engine(model)
+        served, engine = measure_served(model, given.rounds), measure_engine(model, given.rounds)
         found[shape] = {"served": served, "engine": engine, "peers": peers.get(shape, {})}
         print_table(MODELS[shape], make_table(served, engine, peers.get(shape, {})))
     if given.json:

@@ -89,6 +89,12 @@ def test_streams_have_exactly_the_tokens_that_were_asked_for(server: Any):
     assert result["fingerprint"]["model"]["max_sequence_length"] == 2048
 
 
+def test_a_seed_that_was_used_before_is_noted(server: Any):
+    notes = [measure("--url", server.address, *SHORT, "--seed", "7")["notes"] for _ in range(2)]
+
+    assert ["same --seed" in " ".join(each) for each in notes] == [False, True]
+
+
 def test_unary_calls_have_several_prompts(server: Any):
     level = only_level(measure("--url", server.address, *SHORT, "--inputs-per-call", "3"))
 
@@ -138,11 +144,14 @@ def test_ctrl_c_ends_it_with_what_was_measured(server: Any, tmp_path: Path):
     wait_until(lambda: not count_calls(server), "the calls to be cancelled")
 
 
-def test_a_server_that_dies_ends_the_run_with_the_reason(start: Callable[..., Any], tmp_path: Path):
-    server = start("--rehearse", "--rehearse-step-ms", "5").wait_until_ready()
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_dies_or_drains_ends_the_run_with_the_reason(
+    start: Callable[..., Any], tmp_path: Path, number: signal.Signals
+):
+    server = start("--rehearse", "--rehearse-step-ms", "5", "--drain-timeout", "1").wait_until_ready()
     process = start_endless(server, tmp_path / "r.json")
 
-    server.kill_all()
+    server.process.send_signal(number)
     _, err = process.communicate(timeout=DEADLINE_S)
 
     result = json.loads((tmp_path / "r.json").read_text())

@@ -52,7 +52,8 @@ class Channel:
         self._on_give_up = on_give_up
         self._connection: ClientConnection | None = None
         self._waiting: deque[ClientStream] = deque()
-        self._ready: asyncio.Future[None] | None = None
+        self._opening: ClientConnection | None = None
+        self._ready: asyncio.Future[None] | None = None  # of the one that opens
         self._connecting: asyncio.Task[None] | None = None
         self._num_failures = 0
         self._context: ssl.SSLContext | None = None
@@ -62,12 +63,12 @@ class Channel:
         Raises:
             NotConnectedError: it fails; this is not tried again.
         """
-        connection = ClientConnection(self)
-        self._ready = asyncio.get_running_loop().create_future()
+        connection = self._opening = ClientConnection(self)
+        ready = self._ready = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(CONNECT_S):
                 await self._open(connection)
-                await self._ready
+                await ready
             if not connection.can_send:
                 raise NotConnectedError("the server closed it at once")
         except TimeoutError:
@@ -76,7 +77,10 @@ class Channel:
         except (OSError, UnicodeError) as error:
             raise NotConnectedError(getattr(error, "strerror", None) or str(error)) from None
         finally:
-            self._ready = None
+            self._ready = self._opening = None
+            ready.cancel()
+            if not ready.cancelled():
+                ready.exception()  # otherwise asyncio complains that nobody has asked for it
         self._connection = connection
         self._send_waiting()
 
@@ -127,7 +131,7 @@ class Channel:
     # Of the connection
 
     def on_ready(self, connection: ClientConnection) -> None:
-        if self._ready is not None and not self._ready.done():
+        if connection is self._opening and self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
 
     def on_room(self) -> None:
@@ -135,8 +139,9 @@ class Channel:
             self._send_waiting()
 
     def on_lost(self, connection: ClientConnection, reason: str) -> None:
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(NotConnectedError(reason))
+        if connection is self._opening:  # the one before may end meanwhile
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_exception(NotConnectedError(reason))
             return
         if connection is not self._connection:
             return

@@ -21,6 +21,7 @@ from tgis_cli.bench.load.feed import CallShape, SyntheticFeed
 from tgis_cli.bench.load.figures import make_level, to_figures
 from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Outcome, Plan, find_knee
 from tgis_cli.bench.load.live import Live, Progress
+from tgis_cli.bench.load.notes import describe_goodput, list_notes, list_problems
 from tgis_cli.bench.load.options import MAX_WARMUP, LoadOptions
 from tgis_cli.bench.load.prompt_file import PromptFile, open_prompt_file
 from tgis_cli.bench.load.prompts import Vocabulary
@@ -341,79 +342,3 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
         ),
     )
     return result
-
-
-def list_problems(run: LoadRun) -> Iterator[str]:
-    for level in run.levels:
-        yield from (say_of(level, problem) for problem in level.problems)
-    if run.levels and not run.is_cut and not any(level.completed for level in run.levels):
-        reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
-        yield f"No call was completed{f' ({reasons[0]})' if reasons else ''}."
-
-
-def say_of(level: Level, sentence: str) -> str:
-    return f"{level.title}: {sentence[:1].lower()}{sentence[1:]}"
-
-
-def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
-    if run.target.note:
-        yield run.target.note
-    yield from run.notes
-    for level in run.levels:
-        yield from (say_of(level, note) for note in level.notes)
-        if level.is_saturated:
-            yield say_of(level, "the server did not keep up, so latencies grow with the length of the level.")
-    if knee is not None:
-        yield f"The knee is at {knee.plan.title}: with more, latency grows faster than throughput."
-    if isinstance(run.feed, PromptFile) and run.num_sent > run.feed.num_distinct:
-        yield (
-            f"The file's {format_count(run.feed.num_distinct, 'prompt')} were sent more than once, so a prefix cache "
-            "may have known them."
-        )
-    if isinstance(run.options.strategy, DefaultLevels) and not run.is_cut and run.outcomes:
-        yield from list_left_out(run)
-    yield from list_goodput_notes(run)
-
-
-def list_left_out(run: LoadRun) -> Iterator[str]:
-    from tgis_cli.bench.load.levels import DEFAULT_STREAMS
-
-    left = DEFAULT_STREAMS[len(run.outcomes) :]
-    if left and not (isinstance(run.feed, PromptFile) and run.feed.is_trace):
-        streams = ",".join(map(str, left))
-        yield f"More streams were left out, so that the run ends within 30 s: --concurrency {streams} measures them."
-
-
-def describe_goodput(run: LoadRun) -> dict[str, Any] | None:
-    strategy = run.options.strategy
-    if not isinstance(strategy, GoodputSearch):
-        return None
-    held, failed = strategy.find_bracket(run.outcomes)
-    return {
-        "objectives": [str(objective) for objective in run.options.objectives],
-        "share": strategy.share,
-        "rate": held,
-        "lowest_rate_that_failed": failed,
-        "rates": [
-            {"rate": one.plan.rate, "share": one.objective_share, "held": strategy.holds(one)}
-            for one in run.outcomes
-            if one.plan.rate is not None
-        ],
-    }
-
-
-def list_goodput_notes(run: LoadRun) -> Iterator[str]:
-    goodput = describe_goodput(run)
-    if goodput is None:
-        return
-    limits = ", ".join(goodput["objectives"])
-    share = f"{goodput['share']:.0%} of the calls"
-    if goodput["rate"] is None:
-        yield f"No rate was found at which {share} hold {limits}."
-    elif goodput["lowest_rate_that_failed"] is None:
-        yield f"At every rate that was tried, up to {goodput['rate']:g} requests/s, {share} hold {limits}."
-    else:
-        yield (
-            f"Up to {goodput['rate']:g} requests/s, {share} hold {limits}; at "
-            f"{goodput['lowest_rate_that_failed']:g} they do not."
-        )
