@@ -51,7 +51,8 @@ def test_noexec_is_fine():
 )
 def test_a_full_file_system_is_a_failure(host: Host, numbers: str):
     assert complaints(check_run_dir, make_subject(run_dir="/tmp", host=host)) == [
-        f"The run directory needs 1 MiB in /tmp, but {numbers}: free some space, or choose another with --run-dir."
+        f"The run directory needs 1 MiB in /tmp, but {numbers}: free some space, or choose another "
+        "directory with --run-dir."
     ]
 
 
