@@ -169,7 +169,7 @@ def test_a_full_cache_disk_is_a_warning(tmp_path: Path):
 
     assert complaints(check_cache, subject) == [
         f"The cache is {tmp_path} (from HF_HUB_CACHE), where 1 MiB and 0 inodes are free. Free space for downloads "
-        "(`tgis models rm`), or name another with HF_HUB_CACHE."
+        "(`tgis models rm`), or name another cache with HF_HUB_CACHE."
     ]
 
 
