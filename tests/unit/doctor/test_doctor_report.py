@@ -209,8 +209,8 @@ def test_json_has_every_verdict_and_a_failure_gives_exit_code_1(capsys: pytest.C
         "group": "Storage",
         "check": "run-dir",
         "level": "fail",
-        "sentence": "The run directory cannot be created in /nowhere: No such directory. Choose a writable one with "
-        "--run-dir.",
+        "sentence": "The run directory cannot be created in /nowhere: No such directory. Choose a writable directory "
+        "with --run-dir.",
         "fix": "",
         "facts": {"exit_code": 2},
     } in report["verdicts"]
