@@ -43,7 +43,8 @@ FAILURES = {
     "generate": "Calls that failed later, whatever the number of their inputs.",
     "unknown": "Calls refused for another reason: the server is starting, draining or shutting down.",
     "cancelled": "Inputs that waited or ran when their client cancelled, disconnected or ran out of time.",
-    "timeout": "Inputs whose `time_limit_millis` passed before their first token; also successes (`TIME_LIMIT`).",
+    "timeout": "Inputs whose `time_limit_millis` passed before their first token; "
+    "they also count as successes (`TIME_LIMIT`).",
 }
 # Metrics of the original that do not exist here, and the reasons.
 ABSENT = {

@@ -75,5 +75,5 @@ def main() -> None:
     command = typer.main.get_command(app)
     with errors_as_exit_codes(debug="--debug" in sys.argv):
         if os.environ.get(COMPLETION, "").startswith("complete_") and not LINES & os.environ.keys():
-            raise UsageError(f"{COMPLETION} is set, but no line to complete: it is for shells, so unset it.")
+            raise UsageError(f"{COMPLETION} is set, but there is no line to complete: only shells set it, so unset it.")
         sys.exit(command.main(prog_name="tgis", standalone_mode=False))

@@ -168,7 +168,7 @@ OTHER_USER = "setpriv --reuid 1000740000 --regid 0 --clear-groups --inh-caps +da
 @pytest.mark.parametrize(
     ("limit", "options", "exit_code", "sentence"),
     [
-        (12, (), 4, "`ulimit -u` allows 12 processes and threads, of which others use 0, but 1 shard(s), the"),
+        (12, (), 4, "`ulimit -u` allows 12 processes and threads, of which other programs use 0, but 1 shard(s), the"),
         (12, ("--skip-preflight",), 5, "no more processes or threads can be started, and `ulimit -u` allows 12"),
         (26, ("--skip-preflight",), 5, "no more processes or threads can be started, and `ulimit -u` allows 26"),
     ],

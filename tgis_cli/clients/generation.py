@@ -114,7 +114,7 @@ class Generation:
         from tgis_cli.clients.prompt_file import PromptFile
 
         if words:
-            raise UsageError(f"A text and --file {path} are given: leave one out.")
+            raise UsageError(f"Both a text and --file {path} are given: leave one out.")
         if self.parameters.wants_tokens and not self.as_json:
             raise UsageError("Tokens of many answers are shown only with --json: add it, or leave --file out.")
         with PromptFile.open(path, self.parameters, self._check) as file, self._connect() as client:
@@ -147,7 +147,9 @@ class Generation:
             UsageError: the parameters contradict the other options, or what is known about the server.
         """
         if self.num_answers > 1 and parameters.temperature == 0:
-            raise UsageError(f"-n {self.num_answers} and a temperature of 0 give equal answers: leave one of them out.")
+            raise UsageError(
+                f"-n {self.num_answers} and a temperature of 0 would give identical answers: leave one of them out."
+            )
         if not self._is_for_people:
             parameters.check_default_length(setting)
 

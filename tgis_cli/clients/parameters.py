@@ -130,8 +130,8 @@ class Parameters:
         """
         if self.max_new_tokens is None and (self.min_new_tokens or 0) > DEFAULT_MAX_NEW_TOKENS:
             raise UsageError(
-                f"{setting('min_new_tokens')} is {self.min_new_tokens}, but {setting('max_new_tokens')} is "
-                f"{DEFAULT_MAX_NEW_TOKENS} unless given: give it too."
+                f"{setting('min_new_tokens')} is {self.min_new_tokens}, but {setting('max_new_tokens')} "
+                f"defaults to {DEFAULT_MAX_NEW_TOKENS}: give that too."
             )
 
     def with_seed(self, seed: int) -> Parameters:

@@ -89,7 +89,7 @@ class PromptFile:
         """
         num_prompts = check_lines(self.name, self._lines(), self._parse)
         if not num_prompts:
-            raise UsageError(f'{self.name} is empty: write a text per line, or a JSON object with a "text".')
+            raise UsageError(f'{self.name} is empty: write one text per line, or a JSON object with a "text".')
         return num_prompts
 
     def prompts(self) -> Iterator[Prompt]:
@@ -101,7 +101,7 @@ class PromptFile:
             try:
                 yield self._parse(line, data)
             except UsageError as error:
-                raise UsageError(f"{self.name} has changed while it was read; line {line}: {error}") from None
+                raise UsageError(f"{self.name} changed while it was being read; line {line}: {error}") from None
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Lines that are not blank, with their numbers."""
@@ -235,5 +235,5 @@ def copy_input(source: BinaryIO, copy: BinaryIO, name: str) -> None:
         except OSError as error:
             raise UsageError(
                 f"{name} cannot be copied to the temporary directory ({error.strerror}): write the lines to a file, "
-                "and name that with --file."
+                "and name that file with --file."
             ) from None

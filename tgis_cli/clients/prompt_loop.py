@@ -181,7 +181,7 @@ class PromptLoop:
         if command.name == "/set":
             self._set(command.rest)
         elif command.rest:
-            raise UsageError(f"{command.name} takes nothing after it; type two slashes to begin a text with one.")
+            raise UsageError(f"{command.name} takes no argument; type two slashes to begin a text with a slash.")
         else:
             self._actions[command.name]()
 

@@ -52,7 +52,7 @@ def pick_servers(names: Sequence[str], running: Sequence[RunningServer], *, ever
         Unavailable: none is running.
     """
     if everything and names:
-        raise UsageError(f"--all and {names[0]} are given: leave one out.")
+        raise UsageError(f"Both --all and {names[0]} are given: leave one out.")
     if not all(name.strip() for name in names):
         raise UsageError("The name of a server is empty: give its model, gRPC port or pid.")
     if everything:

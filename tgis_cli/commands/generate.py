@@ -25,7 +25,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print each answer as a JSO
 File = Annotated[str | None, typer.Option(metavar="FILE", help=FILE_HELP, rich_help_panel=MANY)]
 Parallel = Annotated[
     int,
-    typer.Option(min=1, max=MAX_PARALLEL, metavar="N", help="How many are generated at once.", rich_help_panel=MANY),
+    typer.Option(
+        min=1, max=MAX_PARALLEL, metavar="N", help="Number of answers generated at once.", rich_help_panel=MANY
+    ),
 ]
 NumAnswers = Annotated[
     int,

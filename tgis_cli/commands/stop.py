@@ -37,13 +37,13 @@ def stop(
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Stop all running servers of this user.")] = False,
-    now: Annotated[bool, typer.Option("--now", help="Do not let them finish their calls.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for calls in flight.")] = False,
     timeout: Annotated[
         float | None,
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="How long to wait for each; by default its --drain-timeout and a little more.",
+            help="How long to wait for each server; by default its --drain-timeout and a little more.",
         ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

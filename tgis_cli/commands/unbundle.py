@@ -34,7 +34,7 @@ def unbundle(
         from tgis_cli.model_files.bundle import open_bundle, unbundle_to_cache, unbundle_to_directory
 
         if to and name:
-            raise UsageError("--to and --name exclude each other: a directory needs no name in the cache.")
+            raise UsageError("--to and --name cannot be used together: a directory needs no name in the cache.")
         with open_bundle(source) as bundle:
             manifest = bundle.manifest
             model = name or manifest.model

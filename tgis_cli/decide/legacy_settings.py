@@ -102,7 +102,10 @@ SETTINGS = (
     # the launcher
     same("MODEL_NAME"),
     same("REVISION"),
-    same("DEPLOYMENT_FRAMEWORK", "The native engine serves what it supports, whatever is named; the rest is refused."),
+    same(
+        "DEPLOYMENT_FRAMEWORK",
+        "The native engine serves each model that it supports, whatever engine is named; others are refused.",
+    ),
     same("DTYPE", unset="the checkpoint's own instead of float16."),
     renamed("DTYPE_STR", "--dtype"),
     Setting("QUANTIZE", Treatment.REFUSED),
@@ -131,7 +134,7 @@ SETTINGS = (
     same("OTLP_SERVICE_NAME"),
     # the router
     same("TOKENIZATION_WORKERS"),
-    same("LOG_LEVEL", "Also applies to launcher and shards; of a filter with several levels, the general one counts."),
+    same("LOG_LEVEL", "Also applies to launcher and shards; if a filter has several levels, the general one counts."),
     same("OTEL_SERVICE_NAME", "Used if OTLP_SERVICE_NAME is not set."),
     no_effect(
         "OTEL_PROPAGATORS", "W3C traceparent is always accepted.", quiet=("tracecontext", "tracecontext,baggage")

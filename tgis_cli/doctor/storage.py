@@ -29,7 +29,7 @@ LONGEST_NAME = len(f"/{PREFIX}12345678/{FRONTEND_SOCKET}")  # that a run adds to
 MIN_CACHE_BYTES = GIB  # needed for a model
 CACHE_PATIENCE_S = 1.0  # on a slow network file system, some models are skipped
 MAX_PROBLEMS = 5
-CACHE_FIX = "Repair it, or name another with HF_HUB_CACHE."
+CACHE_FIX = "Repair it, or name another cache with HF_HUB_CACHE."
 
 
 def check_run_dir(subject: Subject) -> Iterator[Verdict]:
@@ -150,7 +150,7 @@ def check_cache(subject: Subject) -> Iterator[Verdict]:
     if not os.access(cache_dir, os.R_OK | os.X_OK):
         yield warn(
             f"{where}, but user {subject.host.uid()} may not read it.",
-            "Grant that user or its group access, or name another with HF_HUB_CACHE.",
+            "Grant that user or its group access, or name another cache with HF_HUB_CACHE.",
             **named,
         )
         return
@@ -162,7 +162,7 @@ def check_cache(subject: Subject) -> Iterator[Verdict]:
     if (free_bytes is not None and free_bytes < MIN_CACHE_BYTES) or has_few_inodes(status, 1):
         yield warn(
             f"{where}, where {format_bytes(free_bytes or 0)} and {status.f_favail} inodes are free.",
-            "Free space for downloads (`tgis models rm`), or name another with HF_HUB_CACHE.",
+            "Free space for downloads (`tgis models rm`), or name another cache with HF_HUB_CACHE.",
             **named,
         )
     else:

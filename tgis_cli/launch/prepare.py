@@ -122,7 +122,7 @@ async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], run
             if still_s >= (FIRST_LINE_S if path else NEXT_LINE_S) and now >= next_line_at:
                 next_line_at = now + NEXT_LINE_S
                 awaited = f"waiting for {path}" if path else what
-                logger.warning("%s; nothing has moved for %.0f s", awaited, still_s)
+                logger.warning("%s; no progress for %.0f s", awaited, still_s)
             if probes is None and now - started_at >= PROBES_AFTER_S:
                 probes = EarlyProbes(config.model_name or "demo", functools.partial(describe_wait, forked))
                 await probes.open(config)

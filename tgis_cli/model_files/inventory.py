@@ -78,7 +78,7 @@ def list_models(cache_dir: Path) -> list[CachedModel]:
     except OSError as error:
         raise UsageError(
             f"The cache {cache_dir} cannot be read ({error.strerror}): give user {os.getuid()} permission, or name "
-            "another with HF_HUB_CACHE."
+            "another cache with HF_HUB_CACHE."
         ) from error
     found: list[CachedModel] = []
     for name in folders:

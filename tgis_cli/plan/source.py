@@ -54,7 +54,7 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
             except OSError as error:
                 raise UsageError(
                     f"No temporary directory can be created for the headers of {name} ({error.strerror}): name a "
-                    "writable one with TMPDIR."
+                    "writable directory with TMPDIR."
                 ) from error
 
         if name is None:

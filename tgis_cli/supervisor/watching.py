@@ -70,7 +70,9 @@ class Watcher:
                 self._terminal.show_status(render(self._processes, now - self._started_at))
             elif not self._terminal.is_interactive and now >= next_line_at:
                 next_line_at = now + STILL_STARTING_S
-                logger.info("starting for %.0f s: %s", now - self._started_at, ", ".join(map(str, self._processes)))
+                logger.info(
+                    "still starting after %.0f s: %s", now - self._started_at, ", ".join(map(str, self._processes))
+                )
             await asyncio.sleep(STARTING_POLL_S)
 
     async def announce(self, pids: dict[str, int], environ: Mapping[str, str]) -> None:

@@ -54,7 +54,7 @@ def get_engine(name: str) -> Engine:
         UsageError: there is no such engine.
     """
     if name not in ENGINES:
-        raise UsageError(f"There is no engine {name!r} in this version, only {' and '.join(ENGINES)}.")
+        raise UsageError(f"This version has no engine {name!r}, only {' and '.join(ENGINES)}.")
     return ENGINES[name]
 
 

@@ -25,4 +25,4 @@ def load_runner(run: Run, rank: int, progress: Progress) -> ModelRunner:
 
             return NativeRunner.load(run, rank, progress)
         case name:
-            raise NotImplementedError(f"load.py cannot load the catalogue's engine {name}")
+            raise NotImplementedError(f"load.py has no case for engine {name} of the catalogue")

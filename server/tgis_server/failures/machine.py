@@ -7,7 +7,7 @@ RUN_DIR_FULL = Failure(
     "run-dir-full",
     "the file system of the run directory has no space or no inodes left for sockets, options and failure logs",
     "The run directory needs {need_bytes} in {parent}, but {free_bytes} and {free_inodes} inodes are free: free some "
-    "space, or choose another with --run-dir.",
+    "space, or choose another directory with --run-dir.",
     NotEnoughDevices,
 )
 NO_GPU = Failure(
@@ -19,7 +19,7 @@ NO_GPU = Failure(
 TORCH_WITHOUT_CUDA = Failure(
     "torch-without-cuda",
     "`--device cuda` is given, but torch is built for CPUs",
-    "--device cuda is given, but the installed torch is built for CPUs: install a CUDA build of it.",
+    "--device cuda is given, but the installed torch is built for CPUs: install a CUDA build.",
     NotEnoughDevices,
 )
 TOO_FEW_GPUS = Failure(
@@ -40,15 +40,15 @@ ADDRESSES_LIMITED = Failure(
     "addresses-limited",
     "`RLIMIT_AS` is below what the libraries of a process need before anything is loaded",
     "A process may use only {limit_bytes} of address space (`ulimit -v`), but needs {need_bytes} before a model is "
-    "loaded: remove the limit; control groups limit memory better.",
+    "loaded: remove this limit, and limit memory with a control group instead.",
     NotEnoughDevices,
 )
 PROCESSES_LIMITED = Failure(
     "processes-limited",
     "`RLIMIT_NPROC` or a control group (`pids.max`) allows fewer threads than the processes will start",
-    "{where} allows {limit} processes and threads, of which others use {used}, but {num_shard} shard(s), the front-end "
-    "and the launcher need {need}: raise the limit (`ulimit -u`, --pids-limit of the container, podPidsLimit of the "
-    "kubelet), or lower OMP_NUM_THREADS or --tokenization-workers.",
+    "{where} allows {limit} processes and threads, of which other programs use {used}, but {num_shard} shard(s), the "
+    "front-end and the launcher need {need}: raise the limit (`ulimit -u`, --pids-limit of the container, "
+    "podPidsLimit of the kubelet), or lower OMP_NUM_THREADS or --tokenization-workers.",
     NotEnoughDevices,
 )
 WEIGHTS_EXCEED_GPU = Failure(

@@ -74,7 +74,7 @@ WEIGHTS_INCOMPLETE = Failure(
 INDEX_EMPTY = Failure(
     "index-empty",
     "the index of the weights names nothing",
-    "{index} is not an index of weights, because it names no files: download the model again, or try another revision.",
+    "{index} is not a weight index, because it names no files: download the model again, or try another revision.",
     ModelError,
 )
 LFS_POINTER = Failure(
@@ -118,9 +118,9 @@ TENSOR_MISSING = Failure(
 HEAD_MISSING = Failure(
     "head-missing",
     "the weights lack the output head, and `config.json` does not say that it is tied",
-    "{model_dir} has no {tensor}, and config.json does not say that the embedding is the head: if it is, set "
-    "tie_word_embeddings to true there. Otherwise the model does not generate text (it may be an embedding model), or "
-    "files are missing.",
+    "{model_dir} has no {tensor}, and config.json does not say that the embedding is also the output head: if it is, "
+    "set tie_word_embeddings to true there. Otherwise the model does not generate text (it may be an embedding model), "
+    "or files are missing.",
     ModelError,
 )
 TENSOR_AMBIGUOUS = Failure(
@@ -151,7 +151,7 @@ TOKENIZER_UNREADABLE = Failure(
 TOKENIZER_NOT_UNDERSTOOD = Failure(
     "tokenizer-not-understood",
     "`tokenizer.json` is complete, but uses features that the library does not know",
-    "tokenizers {version} does not understand {file} ({reason}): upgrade that library if a newer version saved the "
+    "tokenizers {version} does not understand {file} ({reason}): upgrade tokenizers if a newer version saved the "
     "file, or download the file again.",
     ModelError,
 )

@@ -38,7 +38,7 @@ PORT_RESERVED = Failure(
 HOST_NOT_HERE = Failure(
     "host-not-here",
     "the address cannot be bound: `EADDRNOTAVAIL`",
-    "--host {host} is not an address of this machine: use 0.0.0.0 to listen on all of them.",
+    "--host {host} is not an address of this machine: use 0.0.0.0 to listen on all its addresses.",
     UsageError,
 )
 HOST_UNKNOWN = Failure(

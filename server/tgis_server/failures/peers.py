@@ -18,8 +18,8 @@ RANK_BEHIND = Failure(
 PEER_LOST = Failure(
     "peer-lost",
     "a connection or a collective breaks; reported only if nothing else is known",
-    "{process} lost contact with another process of the group ({reason}), and nothing else is known: see the log lines "
-    "above.",
+    "{process} lost contact with another process of the group ({reason}), and no other cause is known: see the log "
+    "lines above.",
     PeerLost,
 )
 SHARD_SILENT = Failure(

@@ -91,7 +91,7 @@ MISSING_FILE = Failure(
     "missing-file",
     "an error that names a file: `ENOENT`",
     "{process}: {path} does not exist (at {place}): put it back; if it was in the run directory, something is deleting "
-    "files there, so choose another with --run-dir.",
+    "files there, so choose another directory with --run-dir.",
     GroupFailed,
 )
 FILE_FORBIDDEN = Failure(

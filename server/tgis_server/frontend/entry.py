@@ -214,7 +214,7 @@ class Frontend:
         limits = RequestLimits.effective(info.max_sequence_length, config.max_new_tokens)
         if limits.max_new_tokens < config.max_new_tokens:
             logger.warning(
-                "max_new_tokens lowered from %d to %d: input and output together can have %d tokens",
+                "max_new_tokens lowered from %d to %d: input and output together can have at most %d tokens",
                 config.max_new_tokens,
                 limits.max_new_tokens,
                 limits.max_sequence_length,

@@ -58,7 +58,7 @@ class ServeConfig:
     ] = None
     deployment_framework: Annotated[
         str | None,
-        Opt(help="Engine, as named by the original.", group="Model", choices=FRAMEWORKS, unset="tgis_native"),
+        Opt(help="Engine, by its name in the original.", group="Model", choices=FRAMEWORKS, unset="tgis_native"),
     ] = None
     dtype: Annotated[
         str | None,
@@ -135,7 +135,7 @@ class ServeConfig:
     cpu_pinning: Annotated[
         bool,
         Opt(
-            help="Pin each shard to CPU cores: those near its GPU, or on a CPU to cores of its own.",
+            help="Pin each shard to the CPU cores near its GPU or, without GPUs, to cores of its own.",
             group="Devices and memory",
             hidden=True,
         ),
@@ -198,7 +198,7 @@ class ServeConfig:
         float,
         Opt(
             help="Longest pause in seconds between two tokens of a running response; other prompts are prefilled in "
-            "chunks small enough for that.",
+            "chunks small enough to respect it.",
             group="Limits",
             gt=0,
         ),
@@ -274,7 +274,12 @@ class ServeConfig:
     ] = None
     shard_uds_path: Annotated[
         str | None,
-        Opt(help="Socket of rank r is PATH-r.", group="Process", unset="in the run directory", hidden=True),
+        Opt(
+            help="Where shards listen: the socket of rank r is PATH-r.",
+            group="Process",
+            unset="in the run directory",
+            hidden=True,
+        ),
     ] = None
     startup_timeout: Annotated[
         float, Opt(help="Seconds without progress after which startup is abandoned.", group="Process", gt=0)
@@ -372,7 +377,7 @@ class ServeConfig:
     rehearse_attention_ns: Annotated[
         float,
         Opt(
-            help="Nanoseconds that a step of the fake engine takes per token and key attended to.",
+            help="Nanoseconds that a step of the fake engine takes for each key that a token attends to.",
             group="Rehearsal",
             ge=0,
             env="TGIS_REHEARSE_ATTENTION_NS",
@@ -386,7 +391,7 @@ class ServeConfig:
     rehearse_plan_ahead: Annotated[
         bool,
         Opt(
-            help="Plan a step ahead with the fake engine, as with a GPU.",
+            help="Plan the fake engine's steps one step ahead, as on a GPU.",
             group="Rehearsal",
             env="TGIS_REHEARSE_PLAN_AHEAD",
             hidden=True,

@@ -212,9 +212,9 @@ def test_the_server_is_not_queried_if_a_length_is_given():
 
 
 def test_a_minimum_length_above_the_default_of_the_server_is_refused_before_anything_is_sent():
-    with pytest.raises(UsageError, match="min_new_tokens is 21, but max_new_tokens is 20 unless given"):
+    with pytest.raises(UsageError, match="min_new_tokens is 21, but max_new_tokens defaults to 20"):
         Parameters(min_new_tokens=21).check_default_length(str)
-    with pytest.raises(UsageError, match="--min-new-tokens is 21, but --max-new-tokens is 20 unless given"):
+    with pytest.raises(UsageError, match="--min-new-tokens is 21, but --max-new-tokens defaults to 20"):
         Parameters(min_new_tokens=21).check_default_length(as_flag)
 
 

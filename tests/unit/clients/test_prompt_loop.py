@@ -209,7 +209,7 @@ def test_the_parameters_of_the_command_line_apply_with_a_length_for_people_withi
         ("/set top_p 2", "top_p is 2, but must be a number"),
         ("/set seed", "seed is not set. Make sampling reproducible."),
         ("/cont", "No such command: /cont; did you mean /continue?"),
-        ("/retry now", "/retry takes nothing after it"),
+        ("/retry now", "/retry takes no argument"),
         ("/retry", "Type a text first."),
         ("/continue", "Type a text first."),
         ("bytes \udcff", "The text is not UTF-8"),

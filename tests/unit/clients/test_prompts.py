@@ -118,7 +118,7 @@ def test_all_invalid_lines_are_listed_before_anything_is_sent(tmp_path: Path):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"\n \n", "is empty: write a text per line"),
+        (b"\n \n", "is empty: write one text per line"),
         (b"a\ncaf\xe9\n", "has 1 wrong line, so nothing was sent:\nline 2: it is not UTF-8 at byte 3"),
         (b"{" * 100_000, "has 1 wrong line, so nothing was sent:\nline 1: it"),
         *(
@@ -203,5 +203,5 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path):
 
     with PromptFile.open(str(path), COMMON, lambda *_: None) as file:
         path.write_text("oops\n")
-        with pytest.raises(UsageError, match="has changed while it was read; line 1: it is not valid JSON"):
+        with pytest.raises(UsageError, match="changed while it was being read; line 1: it is not valid JSON"):
             list(file.prompts())

@@ -118,7 +118,9 @@ def test_a_low_process_limit_of_the_control_group_is_a_failure(tmp_path: Path):
 
     (failure,) = complaints(check_limits, make_subject(host=with_files(tmp_path, files, with_limits(**PLENTY))))
 
-    assert failure.startswith("The control group allows 20 processes and threads, of which others use 0, but 1 shard")
+    assert failure.startswith(
+        "The control group allows 20 processes and threads, of which other programs use 0, but 1 shard"
+    )
 
 
 def test_a_low_process_limit_of_the_user_is_a_failure(tmp_path: Path):
@@ -126,7 +128,9 @@ def test_a_low_process_limit_of_the_user_is_a_failure(tmp_path: Path):
 
     (failure,) = complaints(check_limits, make_subject(host=host, num_shard="2"))
 
-    assert failure.startswith("`ulimit -u` allows 20 processes and threads, of which others use 0, but 2 shard(s)")
+    assert failure.startswith(
+        "`ulimit -u` allows 20 processes and threads, of which other programs use 0, but 2 shard(s)"
+    )
 
 
 def test_a_low_address_space_limit_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

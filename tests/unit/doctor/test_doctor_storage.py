@@ -51,7 +51,8 @@ def test_noexec_is_fine():
 )
 def test_a_full_file_system_is_a_failure(host: Host, numbers: str):
     assert complaints(check_run_dir, make_subject(run_dir="/tmp", host=host)) == [
-        f"The run directory needs 1 MiB in /tmp, but {numbers}: free some space, or choose another with --run-dir."
+        f"The run directory needs 1 MiB in /tmp, but {numbers}: free some space, or choose another "
+        "directory with --run-dir."
     ]
 
 
@@ -168,7 +169,7 @@ def test_a_full_cache_disk_is_a_warning(tmp_path: Path):
 
     assert complaints(check_cache, subject) == [
         f"The cache is {tmp_path} (from HF_HUB_CACHE), where 1 MiB and 0 inodes are free. Free space for downloads "
-        "(`tgis models rm`), or name another with HF_HUB_CACHE."
+        "(`tgis models rm`), or name another cache with HF_HUB_CACHE."
     ]
 
 

@@ -319,7 +319,7 @@ def test_phi3_has_three_spellings_of_longrope(kind: str, tmp_path: Path) -> None
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}},
             ["short_factor", "4"],
         ),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["kinds of layers"]),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["types of layers"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5"]),
     ],
 )

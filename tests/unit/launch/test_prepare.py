@@ -190,7 +190,7 @@ def test_hanging_storage_is_reported_promptly_and_ends_the_start_in_time(
     assert isinstance(error, GroupFailed)
     assert str(error).startswith(f"The launcher has waited for {pipe} for 1.5 s: its storage does not answer.")
     [message] = caplog.messages
-    assert re.fullmatch(rf"waiting for {pipe}; nothing has moved for [01] s", message)
+    assert re.fullmatch(rf"waiting for {pipe}; no progress for [01] s", message)
     assert {path: status for path, (status, _) in answers.items()} == {
         "/health/live": 200,
         "/health/ready": 503,

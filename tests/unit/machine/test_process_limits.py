@@ -117,8 +117,8 @@ def test_an_insufficient_limit_is_refused_with_the_number_needed():
         check_processes([ProcessLimit(40, 9, is_of_group=True)], Threads(1, None))
 
     assert str(raised.value).startswith(
-        "The control group allows 40 processes and threads, of which others use 9, but 1 shard(s), the front-end "
-        "and the launcher need 36: raise the limit"
+        "The control group allows 40 processes and threads, of which other programs use 9, but 1 shard(s), the "
+        "front-end and the launcher need 36: raise the limit"
     )
 
 

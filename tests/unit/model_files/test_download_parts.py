@@ -270,7 +270,7 @@ def test_content_is_compared_with_either_kind_of_digest(digest: str, is_right: b
         (["no such name"], 2, "is neither a directory nor a valid name on the hub"),
         (["./nowhere"], 2, "./nowhere is not a directory"),
         ([""], 2, "The model's name is empty"),
-        (["org/m", "--dry-run", "--verify"], 2, "exclude each other"),
+        (["org/m", "--dry-run", "--verify"], 2, "cannot be used together"),
         (["org/m", "--parallel", "0"], 2, "--parallel must be an integer from 1 to 64"),
     ],
 )

@@ -105,8 +105,8 @@ def test_an_index_that_names_missing_files_is_refused():
     [
         ("{", "is not valid JSON"),
         ("[]", "holds a list"),
-        ("{}", "is not an index of weights"),
-        ('{"weight_map": 3}', "is not an index of weights"),
+        ("{}", "is not a weight index"),
+        ('{"weight_map": 3}', "is not a weight index"),
     ],
 )
 def test_a_broken_index_is_refused(text: str, sentence: str):

@@ -61,7 +61,9 @@ def open_target(target: str, num_bytes: int) -> Iterator[AddFile]:
     if not target:
         raise UsageError("The bundle's name is empty: name a new directory or a .tar file.")
     if target.endswith(COMPRESSED):
-        raise UsageError(f"Compressing {target} would save nothing on weights: name a directory or a .tar file.")
+        raise UsageError(
+            f"Weights do not compress well, so {target} would save nothing: name a directory or a .tar file."
+        )
     if target == STREAM:
         if is_terminal(sys.stdout):
             raise UsageError(

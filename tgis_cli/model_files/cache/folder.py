@@ -65,7 +65,7 @@ class CacheFolder:
                 probe.unlink()
             except OSError as error:
                 raise UsageError(
-                    f"The cache {self.root.parent} cannot be written ({error.strerror}): name another with "
+                    f"The cache {self.root.parent} cannot be written ({error.strerror}): name another cache with "
                     f"HF_HUB_CACHE, or give user {os.getuid()} write permission."
                 ) from error
             if is_exclusive:

@@ -190,7 +190,7 @@ def install(directory: Path, environment: Path) -> None:
         command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
         settings_from = environment.parent  # uv reads settings, such as the index, from the current directory
     else:
-        raise UsageError(f"The exporter is installed with pip, which is missing: run {sys.executable} -m ensurepip.")
+        raise UsageError(f"Installing the exporter requires pip, which is missing: run {sys.executable} -m ensurepip.")
     command += ["--no-deps", "--only-binary", ":all:", "--target", str(directory), *PACKAGES]
     environ = make_environment(os.environ) | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
     with start(command, environ, settings_from) as process:

@@ -98,7 +98,9 @@ class Hub:
         url = hf_hub_url(self.model, file.name, revision=commit)
         found = self._request(lambda: get_hf_file_metadata(url, token=self.token, timeout=METADATA_TIMEOUT_S))
         if found.size is None or not found.etag:
-            raise HubError(f"The hub does not state size and ETag of {file.name} in {self.model}: check HF_ENDPOINT.")
+            raise HubError(
+                f"The hub does not state the size and the ETag of {file.name} in {self.model}: check HF_ENDPOINT."
+            )
         return replace(file, size=found.size, digest=re.sub(r"^\.|[^\w.-]", "_", found.etag))
 
     def read_text(self, name: str, commit: str) -> str:

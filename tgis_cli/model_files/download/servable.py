@@ -54,7 +54,7 @@ def get_servable(order: Order, token: str | None, cache_dir: Path, *, dry_run: b
         download = SnapshotDownload(order, cache_dir, as_json=as_json)
         if dry_run and order.verify:
             raise UsageError(
-                "--dry-run and --verify exclude each other: one reads nothing, and the other reads everything."
+                "--dry-run and --verify cannot be used together: one reads nothing, and the other reads everything."
             )
         if dry_run:
             print_plan(download, as_json=as_json)

@@ -114,7 +114,7 @@ class Fetching:
                 await work
         except asyncio.CancelledError:
             kept = format_bytes(self._progress.done_bytes)
-            raise Interrupted(stopped[0], f"{kept} are kept, and the same command resumes from there.") from None
+            raise Interrupted(stopped[0], f"{kept} is kept, and the same command resumes from there.") from None
         except BaseExceptionGroup as group:
             raise first_error(group) from group
         finally:

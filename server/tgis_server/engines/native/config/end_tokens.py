@@ -30,7 +30,7 @@ def read_eos_ids(config: ConfigFile, vocab_size: int, warn: Callable[[str], None
     for file, raw in find_named(config):
         ids = raw if isinstance(raw, list) else [raw]
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise config.fail(f"eos_token_id is {show(raw)}, but must be a token id or a list of them.", file)
+            raise config.fail(f"eos_token_id is {show(raw)}, but must be a token id or a list of token ids.", file)
         known = tuple(i for i in ids if 0 <= i < vocab_size)
         if file and len(known) < len(ids):
             warn(describe_unknown_ids([i for i in ids if i not in known], config.model_dir / file, vocab_size))

@@ -37,7 +37,7 @@ def read_rope(
     if not isinstance(values, dict):
         raise config.fail(f"the rope parameters are {show(values)}, but must be an object.")
     if any(isinstance(value, dict) for value in values.values()):
-        raise config.fail("rope parameters that differ between kinds of layers are not supported by the native engine.")
+        raise config.fail("rope parameters that differ between types of layers are not supported by the native engine.")
     reader = _RopeReader(config, {key: value for key, value in values.items() if value is not None}, theta_key)
     kind = str(reader.values.get("rope_type", reader.values.get("type", "default")))
     kind = (aliases or {}).get(kind, kind)
@@ -48,7 +48,7 @@ def read_rope(
         raise config.fail(f"partial_rotary_factor {partial:g} is not supported for this family; it must be 1.")
     rotary_dim = int(head_dim * partial)
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
-        raise config.fail(f"a head of {head_dim} dimensions cannot have {rotary_dim} rotated ones.")
+        raise config.fail(f"a head of {head_dim} dimensions cannot rotate {rotary_dim} of them.")
     max_position = config.integer("max_position_embeddings")
     original = config.optional_integer("original_max_position_embeddings")
     if original is None:
@@ -92,7 +92,7 @@ class _RopeReader:
         match kind:
             case "linear" | "dynamic":
                 if kind == "dynamic" and rotary_dim == 2:  # the exponent is d / (d - 2)
-                    raise self.config.fail("dynamic scaling of 2 rotated dimensions is not possible.")
+                    raise self.config.fail("dynamic scaling needs more than 2 rotated dimensions.")
                 return RopeSpec(kind, theta, rotary_dim, self.positive("factor"), max_position, max_position)
             case "llama3":
                 low, high = self.positive("low_freq_factor"), self.positive("high_freq_factor")

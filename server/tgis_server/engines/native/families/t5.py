@@ -84,7 +84,7 @@ def read_mlp(config: ConfigFile) -> tuple[Activation, bool]:
     if gated not in ("", "gated") or activation not in ACTIVATIONS:
         raise config.fail(
             f"feed_forward_proj {show(name)} is not supported; the supported values are {', '.join(ACTIVATIONS)}, "
-            "and the same with the prefix gated-."
+            "each also with the prefix gated-."
         )
     return ACTIVATIONS["gelu_new" if name == "gated-gelu" else activation], gated == "gated"
 
