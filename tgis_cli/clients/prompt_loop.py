@@ -47,6 +47,7 @@ PROMPT, MORE = ">>> ", "... "
 MAX_ECHO_CHARS = 60  # shown of a text that an answer continues
 LEAVING = "Ctrl-D or /bye leaves."
 NOTHING_YET = "Type a text first."
+LENGTHS = ("max_new_tokens", "min_new_tokens")  # whose largest value is the server's
 SAME_AGAIN = "The answer will be the same, because it is greedy: /set temperature 0.8 samples."
 
 
@@ -112,6 +113,7 @@ class PromptLoop:
         self._history = history
         self._text = ""  # the text completed last
         self._answer = ""
+        self._answered: Parameters | None = None  # those that the answer was generated with
         self._has_begun = False  # whether the newest answer has begun to arrive
         self._actions = {
             "/continue": self._continue,
@@ -207,6 +209,7 @@ class PromptLoop:
             client = self._link.get_client()
             parameters = self._parameters.with_length_for_people(client, str)
         frames = client.generate_stream(parameters.to_request(text))
+        self._answered = self._parameters
         self._answer = self._presenter.show(echo, self._note_begin(frames)).text
 
     def _note_begin(self, frames: Iterator[pb.GenerationResponse]) -> Iterator[pb.GenerationResponse]:
@@ -226,7 +229,7 @@ class PromptLoop:
     def _retry(self) -> None:
         if not self._text:
             raise UsageError(NOTHING_YET)
-        if self._answer and not self._parameters.is_sampling:
+        if self._answer and self._parameters == self._answered and not self._parameters.is_sampling:
             self._presenter.say(SAME_AGAIN)
         self._complete(self._text, shorten(self._text))
 
@@ -239,9 +242,18 @@ class PromptLoop:
         if value == DEFAULT:
             self._parameters = self._parameters.updated({parameter.name: None})
         elif value:
-            self._parameters = self._parameters.with_setting(parameter.name, value)
+            changed = self._parameters.with_setting(parameter.name, value)
+            if parameter.name in LENGTHS:
+                self._check_length(parameter.name, getattr(changed, parameter.name))
+            self._parameters = changed
         state = describe_value(self._parameters, parameter) or "not set"
         self._tell(f"{parameter.name} is {state}." + ("" if value else f" {describe_parameter(parameter)}"))
+
+    def _check_length(self, name: str, num_tokens: int) -> None:
+        with self._lines.heeding_ctrl_c():
+            limit = self._link.get_client().model_info().max_new_tokens
+        if num_tokens > limit:
+            raise UsageError(f"{name} is {num_tokens}, but this server allows at most {limit}.")
 
     def _show(self) -> None:
         with self._lines.heeding_ctrl_c():

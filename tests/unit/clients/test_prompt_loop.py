@@ -174,6 +174,12 @@ def test_continue_goes_on_from_text_and_answer_and_retry_repeats_the_request(ses
     assert session.shown.count("because it is greedy: /set temperature") == 1
 
 
+def test_a_retry_with_other_parameters_is_not_said_to_give_the_same_answer(session: Session):
+    session.run("Once upon", "/set stop .", "/retry")
+
+    assert "because it is greedy" not in session.shown
+
+
 def test_a_refused_text_can_be_retried(session: Session):
     session.client.error = InvalidRequest("input tokens (700) plus prefix length (0) must be < 512")
 
@@ -222,10 +228,17 @@ def test_mistakes_are_a_sentence_and_the_loop_goes_on(session: Session, line: st
     assert session.client.texts == ["Once"]
 
 
-def test_a_length_above_the_servers_limit_names_the_setting(session: Session):
+def test_a_length_above_the_servers_limit_is_refused_when_it_is_set(session: Session):
+    session.run("/set max_new_tokens 500", "Once")
+
+    assert "max_new_tokens is 500, but this server allows at most 128." in session.shown
+    assert session.client.requests[0].params.stopping.max_new_tokens == 128
+
+
+def test_a_length_of_the_command_line_above_the_servers_limit_names_the_setting(session: Session):
     session.client.error = InvalidRequest("max_new_tokens must be <= 128")
 
-    session.run("/set max_new_tokens 500", "Once")
+    session.run("Once", parameters=Parameters(max_new_tokens=500))
 
     assert "max_new_tokens is 500, but this server allows at most 128." in session.shown
 
