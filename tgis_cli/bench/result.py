@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from tgis_server.errors import UsageError
 
 FORMAT = "tgis-bench"
 VERSION = 1
+BETTER = ("lower", "higher", "")
+PARTS: dict[str, type[Any]] = {  # of a result beside its figures
+    "kind": str,
+    "created_at": str,
+    "command": str,
+    "options": dict,
+    "shape": dict,
+    "fingerprint": dict,
+    "problems": list,
+    "notes": list,
+    "is_cut": bool,
+    "detail": dict,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +83,9 @@ class Result:
         yield from groups.items()
 
     def to_json(self) -> str:
-        """One JSON object. What is not a number (NaN, infinity) is null, as JSON has no word for it."""
-        facts = {"format": FORMAT, "version": VERSION, "is_valid": self.is_valid, **asdict(self)}
+        """One JSON object, without figures that have no value. What else is not finite is null, as JSON requires."""
+        figures = [asdict(figure) for figure in self.figures if math.isfinite(figure.estimate.value)]
+        facts = {"format": FORMAT, "version": VERSION, "is_valid": self.is_valid, **asdict(self), "figures": figures}
         return json.dumps(drop_nonfinite(facts), indent=1, allow_nan=False)
 
 
@@ -82,27 +98,83 @@ def drop_nonfinite(value: Any) -> Any:
 
 
 def read_result(path: Path) -> Result:
-    """Read a result file.
+    """Read a result file. Figures without a value, which earlier versions wrote, are left out.
 
     Raises:
-        UsageError: it cannot be read, is no result, or has another version.
+        UsageError: it cannot be read, is no result, is damaged, or has another version.
     """
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError:
         raise UsageError(f"{path} is not a result of `tgis bench --json`: it is not JSON.") from None
+    except RecursionError:
+        raise UsageError(f"{path} is damaged: it is nested too deeply.") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise UsageError(f"{path} is not a result of `tgis bench --json`.")
-    if facts["version"] != VERSION:
-        raise UsageError(
-            f"{path} has version {facts['version']} of the result format, but this tgis reads version {VERSION}: "
-            "measure again, or compare with the tgis that wrote it."
-        )
     try:
-        figures = [Figure(**{**each, "estimate": Estimate(**each["estimate"])}) for each in facts["figures"]]
-        known = {name: facts[name] for name in Result.__dataclass_fields__ if name != "figures"}
-    except (KeyError, TypeError):
-        raise UsageError(f"{path} is damaged: parts of the result are missing.") from None
-    return Result(**known, figures=figures)
+        version = take(facts, "version", int)
+        if version == VERSION:
+            return read_facts(facts)
+    except Damage as damage:
+        raise UsageError(f"{path} is damaged: {damage}.") from None
+    raise UsageError(
+        f"{path} has version {version} of the result format, but this tgis reads version {VERSION}: "
+        "measure again, or compare with the tgis that wrote it."
+    )
+
+
+class Damage(Exception):
+    """A clause that says which part of a result is missing or wrong."""
+
+
+def refuse_constant(name: str) -> None:
+    """JSON has no NaN and no infinity, but Python's reader takes them."""
+    raise ValueError(name)
+
+
+def read_facts(facts: dict[str, Any]) -> Result:
+    fields = {name: take(facts, name, kind) for name, kind in PARTS.items()}
+    for name in ("problems", "notes"):
+        if not all(isinstance(each, str) for each in fields[name]):
+            raise Damage(f"{name} has other things than sentences")
+    figures = [read_figure(each) for each in take(facts, "figures", list)]
+    return Result(**fields, figures=[figure for figure in figures if figure is not None])
+
+
+def read_figure(facts: Any) -> Figure | None:
+    """``None`` if it has no value."""
+    words = {name: take(facts, name, str) for name in ("group", "name", "unit", "better")}
+    if words["better"] not in BETTER:
+        raise Damage(f"better is {words['better']!r} in a figure")
+    found = take(facts, "estimate", dict)
+    value, low, high = (read_number(found, name) for name in ("value", "low", "high"))
+    count = take(facts, "count", int)
+    return None if value is None else Figure(**words, estimate=Estimate(value, low, high), count=count)
+
+
+def read_number(facts: dict[str, Any], name: str) -> float | None:
+    """
+    Raises:
+        Damage: it is missing, or neither a finite number nor null.
+    """
+    number: float | None = take(facts, name, int | float | None)
+    if number is not None and not abs(number) <= sys.float_info.max:
+        raise Damage(f"{name} is not finite")
+    return number
+
+
+def take(facts: Any, name: str, kind: type[Any] | UnionType) -> Any:
+    """
+    Raises:
+        Damage: the part is missing, or of another kind.
+    """
+    if not isinstance(facts, dict):
+        raise Damage(f"there is no object around {name}")
+    if name not in facts:
+        raise Damage(f"{name} is missing")
+    part = facts[name]
+    if not isinstance(part, kind) or (isinstance(part, bool) and kind is not bool):
+        raise Damage(f"{name} is {type(part).__name__ if part is not None else 'null'}")
+    return part
