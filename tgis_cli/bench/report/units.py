@@ -10,6 +10,7 @@ from typing import TypeGuard
 UNKNOWN = "-"
 LONG_S, SHORT_S = 10.0, 0.5  # a column that reaches the first, or stays above the second, is in seconds
 MAX_DECIMALS = 3
+DIGITS = 3  # that are significant; more than a measurement can mean
 BYTES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
@@ -19,12 +20,14 @@ class Unit:
 
     name: str  # "ms"; empty for counts
     per_base: float = 1.0  # so many of it are one second, byte or other unit of the result
-    decimals: int = 0
+    decimals: int = 0  # at most; larger values have fewer
 
     def format(self, value: float | None) -> str:
         if not is_known(value):
             return UNKNOWN
-        return f"{value * self.per_base:,.{self.decimals}f}"
+        size = float(f"{value * self.per_base:.{DIGITS}g}")
+        decimals = min(self.decimals, max(DIGITS - 1 - magnitude(size), 0)) if size else 0
+        return f"{value * self.per_base:,.{decimals}f}"
 
     def format_with_name(self, value: float | None) -> str:
         return f"{self.format(value)} {self.name}".rstrip()
@@ -57,7 +60,7 @@ def count_decimals(smallest: float, largest: float) -> int:
 
 
 def magnitude(value: float) -> int:
-    return math.floor(math.log10(value))
+    return math.floor(math.log10(abs(value)))
 
 
 def is_known(value: float | None) -> TypeGuard[float]:
