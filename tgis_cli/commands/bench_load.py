@@ -53,7 +53,7 @@ def load(
     from tgis_cli.bench.load.target import open_target
 
     outputs = Outputs(json_, csv, markdown, html, is_verbose=verbose)
-    outputs.check()
+    outputs.check(options.prompts)
     if is_self:
         with interrupted_by_signals():
             result = measure_generator(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import typer
 
 from tgis_cli.bench.result import Result
 from tgis_cli.terminal.capabilities import find_width, has_color
+from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.errors import UsageError
 
 STDOUT = "-"
@@ -43,25 +45,34 @@ class Outputs:
     html: str | None = None
     is_verbose: bool = False
 
-    def check(self) -> None:
+    def check(self, prompts: str | None = None) -> None:
         """Called before the measurement, so that it is not lost.
 
+        Args:
+            prompts: a file that is read.
+
         Raises:
-            UsageError: a file cannot be written, or two results would be written to one place.
+            UsageError: a file cannot be written, would replace the prompts, or two results would be written to one
+                place.
         """
-        given = [(flag, path) for flag, path in self._paths.items() if path is not None]
+        given = self._given
         for number, (flag, path) in enumerate(given):
-            if twice := [other for other, same in given[:number] if same == path]:
+            if not path:
+                raise UsageError(f"{flag} is empty: give the name of a file, or - for standard output.")
+            if twice := [other for other, same in given[:number] if is_same(same, path)]:
                 where = "standard output" if path == STDOUT else path
                 raise UsageError(f"{twice[0]} and {flag} would both write to {where}: choose another file for one.")
-            if path != STDOUT:
-                check_file(flag, Path(path))
+            if path == STDOUT:
+                continue
+            if prompts is not None and is_same(prompts, path):
+                raise UsageError(f"{flag} would replace the file of --prompts, {prompts}: choose another file.")
+            check_file(flag, Path(path))
 
     def write(self, result: Result, environ: Mapping[str, str] = os.environ) -> None:
-        """Write all files, and print the table unless something else goes to standard output.
+        """Write all files and name them on stderr; print the table unless something else goes to standard output.
 
         Raises:
-            UsageError: a file cannot be written any more.
+            UsageError: some files cannot be written any more; everything else was.
         """
         from tgis_cli.bench.report.csv import write_csv
         from tgis_cli.bench.report.html import write_html
@@ -74,21 +85,44 @@ class Outputs:
             "--markdown": write_markdown,
             "--html": write_html,
         }
-        for flag, path in self._paths.items():
-            if path is not None and path != STDOUT:
-                write_file(flag, Path(path), writers[flag](result))
-        printed = next((flag for flag, path in self._paths.items() if path == STDOUT), None)
+        written, failures = [], []
+        for flag, path in self._given:
+            if path == STDOUT:
+                continue
+            try:
+                Path(path).write_text(writers[flag](result), encoding="utf-8")
+                written.append(path)
+            except OSError as error:
+                failures.append(explain_failure(flag, path, error))
+        printed = next((flag for flag, path in self._given if path == STDOUT), None)
         if printed is not None:
             sys.stdout.write(writers[printed](result))
-            return
-        lines = describe_result(
-            result, find_width(sys.stdout), verbose=self.is_verbose, is_colored=has_color(sys.stdout, environ)
-        )
-        print("\n".join(lines))
+        else:
+            is_colored = has_color(sys.stdout, environ)
+            lines = describe_result(result, find_width(sys.stdout), verbose=self.is_verbose, is_colored=is_colored)
+            print("\n".join(lines))
+        sys.stdout.flush()  # before what is on stderr
+        if written:
+            print_sentence(f"Written: {', '.join(written)}.", sys.stderr)
+        if failures:
+            raise UsageError(" ".join(failures))
+
+    @property
+    def _given(self) -> list[tuple[str, str]]:
+        return [(flag, path) for flag, path in self._paths.items() if path is not None]
 
     @property
     def _paths(self) -> dict[str, str | None]:
         return {"--json": self.json, "--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two names lead to one file, which need not be there yet."""
+    if STDOUT in (one, other):
+        return one == other
+    with contextlib.suppress(OSError):
+        return os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def check_file(flag: str, path: Path) -> None:
@@ -97,17 +131,16 @@ def check_file(flag: str, path: Path) -> None:
         UsageError: it cannot be opened for writing.
     """
     is_new = not path.exists()
+    if not (is_new or path.is_file() or path.is_dir()):
+        return  # a pipe's reader would take this for its end
     try:
         with path.open("ab"):
             pass
         if is_new:
-            path.unlink()
+            path.resolve().unlink()  # of a link, what it leads to
     except OSError as error:
-        raise UsageError(f"{flag} {path} cannot be written: {error.strerror}.") from None
+        raise UsageError(explain_failure(flag, str(path), error)) from None
 
 
-def write_file(flag: str, path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{flag} {path} cannot be written: {error.strerror}.") from None
+def explain_failure(flag: str, path: str, error: OSError) -> str:
+    return f"{flag} {path} cannot be written: {error.strerror}."
