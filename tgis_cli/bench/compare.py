@@ -16,6 +16,7 @@ from tgis_server.words.sizes import format_count
 
 MAX_REGRESS = 0.05
 MAX_NAMED = 6  # differences of the surroundings
+MAX_EXPONENT = 300.0  # of e, from which an interval counts as unbounded
 CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ in each run
 
 
@@ -118,7 +119,7 @@ def make_row(old: Figure, new: Figure, widening: float, max_regress: float) -> R
 
 
 def estimate_ratio(old: Estimate, new: Estimate, widening: float) -> Estimate:
-    """The ratio with an interval from those of both figures.
+    """The ratio with an interval from those of both figures; it has no upper end if the old one reaches down to 0.
 
     The distances from each value to the ends of its interval are combined as variances are, on a logarithmic scale
     (G. Y. Zou and A. Donner, "Construction of confidence limits about effect measures: a general approach", Statistics
@@ -134,7 +135,7 @@ def estimate_ratio(old: Estimate, new: Estimate, widening: float) -> Estimate:
         return Estimate(ratio)
     down = widening * math.hypot(distance(new.value, new.low), distance(old.value, old.high))
     up = widening * math.hypot(distance(new.value, new.high), distance(old.value, old.low))
-    return Estimate(ratio, ratio * math.exp(-down), ratio * math.exp(min(up, 700.0)))
+    return Estimate(ratio, ratio * math.exp(-down), ratio * math.exp(up) if up < MAX_EXPONENT else math.inf)
 
 
 def distance(value: float, end: float) -> float:
@@ -157,12 +158,22 @@ def judge(old: Figure, new: Figure, ratio: Estimate, max_regress: float) -> Chan
 
 def judge_zero(old: Figure, new: Figure) -> Change:
     """Where one value is 0, as shares of failures are, there is no ratio: the intervals must not touch."""
-    before, after = old.estimate, new.estimate
-    if before.low is None or before.high is None or after.low is None or after.high is None:
+    before, after = find_ends(old), find_ends(new)
+    if before is None or after is None:
         return Change.UNKNOWN
-    if before.low <= after.high and after.low <= before.high:
+    if before[0] <= after[1] and after[0] <= before[1]:
         return Change.NOISE
-    return Change.BETTER if (after.value > before.value) == (old.better == "higher") else Change.REGRESSION
+    has_risen = new.estimate.value > old.estimate.value
+    return Change.BETTER if has_risen == (old.better == "higher") else Change.REGRESSION
+
+
+def find_ends(figure: Figure) -> tuple[float, float] | None:
+    """The interval of a figure where one of two is 0."""
+    value, low, high = figure.estimate.value, figure.estimate.low, figure.estimate.high
+    if low is not None and high is not None:
+        return low, high
+    # No noise makes a throughput 0: nothing was done at all.
+    return (value, value) if figure.better == "higher" else None
 
 
 def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:

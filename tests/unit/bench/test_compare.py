@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import pytest
@@ -12,6 +13,8 @@ from tgis_cli.bench.compare import Change, compare_results
 from tgis_cli.bench.report.changes import describe_table, write_table
 from tgis_cli.bench.result import Estimate, Figure, Result
 from tgis_server.errors import UsageError
+
+PHASES = {"starting": 3.5790, "warming up": 0.0075}  # seconds
 
 
 def result_of(*figures: Figure, **changes) -> Result:
@@ -85,6 +88,52 @@ def test_failures_that_were_none_count_beyond_chance(low, change):
     old = latency(0.0, 0.0, 0.01, name="failed_share")
 
     assert find_change(old, latency(0.1, low, 0.2, name="failed_share")) == change
+
+
+def rate(value: float, low: float | None = None, high: float | None = None) -> Figure:
+    return Figure("2 streams", "output_tokens_per_s", "tokens/s", "higher", Estimate(value, low, high))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "change"),
+    [
+        (rate(139, 130, 148), rate(0), Change.REGRESSION),
+        (rate(139), rate(0), Change.REGRESSION),
+        (rate(139, 0, 300), rate(0), Change.NOISE),
+        (rate(0), rate(139, 130, 148), Change.BETTER),
+        (rate(0), rate(0), Change.NOISE),
+        (latency(0.0), latency(0.1), Change.UNKNOWN),
+    ],
+)
+def test_a_throughput_that_falls_to_0_is_a_regression_also_without_an_interval(old, new, change):
+    assert find_change(old, new) == change
+
+
+def test_a_change_without_a_ratio_is_told_by_both_values():
+    lines = describe_table(compare_results(result_of(rate(139, 130, 148)), result_of(rate(0))), None, is_colored=False)
+
+    assert "worse    2 streams, output tokens 139 to 0 tokens/s." in lines
+
+
+def test_an_interval_of_the_old_figure_down_to_0_leaves_the_change_without_an_upper_end():
+    old, new = result_of(latency(0.1, 0.0, 0.2)), result_of(latency(0.1, 0.05, 0.2))
+    table = compare_results(old, new)
+
+    assert table.rows[0].ratio.high == math.inf
+    assert "| +0.0 % | -62.5 % or more | noise |" in write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cells"),
+    [
+        (latency(0.1, 0.0, 0.2), latency(0.1, 0.0, 0.2), ("+0.0 %", "-")),
+        (latency(0.001, 0.001, 0.001), latency(1.0, 1.0, 1.0), ("1e+03x", "1e+03x or more")),
+    ],
+)
+def test_changes_that_percents_cannot_tell_are_short(old, new, cells):
+    text = write_table(compare_results(result_of(old), result_of(new)))
+
+    assert f"| {cells[0]} | {cells[1]} |" in text
 
 
 def test_the_interval_of_the_ratio_combines_both():
@@ -164,6 +213,37 @@ def test_the_table_fits_80_columns_and_names_regressions():
         ),
     ]
     assert lines[5].startswith("worse    8 streams, output tokens -13.8 %.")
+
+
+def test_groups_share_one_table_and_a_figure_its_unit():
+    old = result_of(*(Figure(group, "cold", "s", "lower", Estimate(value)) for group, value in PHASES.items()))
+
+    lines = describe_table(compare_results(old, old), 80, is_colored=False)
+
+    assert [line.split() for line in lines[:5]] == [
+        ["old", "new", "change", "interval"],
+        ["starting"],
+        ["cold,", "ms", "3,579", "3,579", "+0.0", "%", "-", "?"],
+        ["warming", "up"],
+        ["cold,", "ms", "7.5", "7.5", "+0.0", "%", "-", "?"],
+    ]
+
+
+def test_on_a_narrow_terminal_each_figure_stands_below_its_group():
+    old = result_of(*(Figure(group, "cold", "s", "lower", Estimate(value)) for group, value in PHASES.items()))
+
+    lines = describe_table(compare_results(old, old), 30, is_colored=False)
+
+    assert lines[:3] == ["starting", "  cold, ms", "  old       3,579"]
+
+
+def test_markdown_has_the_name_of_a_group_in_a_row_of_its_own():
+    old = result_of(*(Figure(group, "cold", "s", "lower", Estimate(value)) for group, value in PHASES.items()))
+
+    assert write_table(compare_results(old, old)).splitlines()[2:4] == [
+        "| **starting** | | | | | |",
+        "|   cold, ms | 3,579 | 3,579 | +0.0 % | - | ? |",
+    ]
 
 
 def test_markdown_has_a_table_and_the_notes():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping, Sequence
 
 from tgis_cli.bench.compare import Change, Row, Table
 from tgis_cli.bench.report.grids import Column, Grid, name_figure
@@ -20,10 +21,16 @@ WORDS = {
     Change.NOISE: "noise",
     Change.UNKNOWN: "?",
 }
+COLUMNS = ("old", "new", "change", "interval", "")
+INDENT = "  "
+MANY = 100.0  # times the old value, from which percents are no words for a change
 HOW = (
     "The intervals hold for all figures at once, with 95 % confidence, for the noise within each run. How much the "
     "machine changes from run to run they cannot know: `tgis bench ab` measures that."
 )
+
+
+Units = Mapping[tuple[str, str], Unit]  # by name and unit of a figure
 
 
 def describe_table(table: Table, width: int | None, *, is_colored: bool) -> list[str]:
@@ -31,58 +38,84 @@ def describe_table(table: Table, width: int | None, *, is_colored: bool) -> list
     Args:
         width: of the terminal; ``None`` leaves lines whole.
     """
-    blocks = [draw_grid(grid, width, is_colored=is_colored) for grid in make_change_grids(table)]
-    blocks.append(draw_remarks(list_remarks(table), width, is_colored=is_colored))
-    return [line for block in blocks for line in (*block, "")][:-1]
+    grid = draw_grid(make_grid(table), width, is_colored=is_colored)
+    return [*grid, "", *draw_remarks(list_remarks(table), width, is_colored=is_colored)]
 
 
 def write_table(table: Table) -> str:
     """As Markdown."""
-    lines: list[str] = []
-    for grid in make_change_grids(table):
-        lines += [*write_grid(grid), ""]
+    lines = [*write_grid(make_grid(table)), ""]
     return "\n".join([*lines, *(f"- **{one.label}**: {escape(one.sentence)}" for one in list_remarks(table))]) + "\n"
 
 
-def make_change_grids(table: Table) -> Iterator[Grid]:
-    """One for each group."""
-    for group, members in itertools.groupby(table.rows, key=lambda row: row.group):
-        rows = list(members)
-        cells = list(zip(*(write_cells(row) for row in rows), strict=True))
-        names = ("old", "new", "change", "interval", "")
-        columns = [Column("", name, "", column) for name, column in zip(names, cells, strict=True)]
-        yield Grid(group, [name_row(row) for row in rows], columns)
+def make_grid(table: Table) -> Grid:
+    """A row for each figure. Several groups are blocks of rows, each below its name."""
+    units = choose_units(table.rows)
+    groups = [(group, list(rows)) for group, rows in itertools.groupby(table.rows, key=lambda row: row.group)]
+    if len(groups) == 1:
+        names = [name_row(row, units) for row in table.rows]
+        return Grid(table.rows[0].group, names, make_columns([write_cells(row, units) for row in table.rows]))
+    names, cells = [], []
+    for group, rows in groups:
+        names += [group, *(INDENT + name_row(row, units) for row in rows)]
+        cells += [("",) * len(COLUMNS), *(write_cells(row, units) for row in rows)]
+    return Grid("", names, make_columns(cells))
 
 
-def name_row(row: Row) -> str:
+def make_columns(cells: Sequence[tuple[str, ...]]) -> list[Column]:
+    return [Column("", name, "", column) for name, column in zip(COLUMNS, zip(*cells, strict=True), strict=True)]
+
+
+def choose_units(rows: Sequence[Row]) -> Units:
+    """One for each figure, so that its groups can be compared."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        values.setdefault((row.name, row.unit), []).extend((row.old.value, row.new.value))
+    return {
+        (name, unit): choose_unit("share" if name.endswith("_share") else unit, found)
+        for (name, unit), found in values.items()
+    }
+
+
+def name_row(row: Row, units: Units) -> str:
     """``TTFT p50, ms``."""
-    unit = choose_row_unit(row).name
+    unit = units[row.name, row.unit].name
     return f"{name_figure(row.name)}, {unit}" if unit else name_figure(row.name)
 
 
-def choose_row_unit(row: Row) -> Unit:
-    unit = "share" if row.name.endswith("_share") else row.unit
-    return choose_unit(unit, (row.old.value, row.new.value))
-
-
-def write_cells(row: Row) -> tuple[str, ...]:
-    unit = choose_row_unit(row)
+def write_cells(row: Row, units: Units) -> tuple[str, ...]:
+    unit = units[row.name, row.unit]
     values = (unit.format(row.old.value), unit.format(row.new.value))
     return (*values, write_change(row.ratio.value), write_interval(row.ratio), WORDS[row.change])
 
 
 def write_change(ratio: float) -> str:
-    """``+4.5 %``."""
-    return UNKNOWN if ratio != ratio else f"{(ratio - 1) * 100:+.1f} %"
+    """``+4.5 %``; ``120x`` where percents would be long."""
+    if math.isnan(ratio):
+        return UNKNOWN
+    return f"{ratio:.3g}x" if ratio >= MANY else f"{(ratio - 1) * 100:+.1f} %"
 
 
 def write_interval(ratio: Estimate) -> str:
+    """``-2.6 to +2.5 %``; an upper end that tells nothing is left out."""
     if ratio.low is None or ratio.high is None:
         return UNKNOWN
+    if ratio.high >= MANY:
+        return f"{write_change(ratio.low)} or more" if ratio.low > 0 else UNKNOWN
     return f"{(ratio.low - 1) * 100:+.1f} to {(ratio.high - 1) * 100:+.1f} %"
 
 
+def describe_change(row: Row, units: Units) -> str:
+    """``8 streams, output tokens -13.8 %``; with both values where there is no ratio."""
+    change = write_change(row.ratio.value)
+    if change == UNKNOWN:
+        unit = units[row.name, row.unit]
+        change = f"{unit.format(row.old.value)} to {unit.format_with_name(row.new.value)}"
+    return f"{row.group}, {name_figure(row.name)} {change}"
+
+
 def list_remarks(table: Table) -> list[Remark]:
-    worse = [f"{row.group}, {name_figure(row.name)} {write_change(row.ratio.value)}" for row in table.regressions]
+    units = choose_units(table.rows)
+    worse = [describe_change(row, units) for row in table.regressions]
     remarks = [Remark("worse", f"{'; '.join(worse)}.")] if worse else []
     return [*remarks, *(Remark("note", note) for note in table.notes), Remark("note", HOW)]

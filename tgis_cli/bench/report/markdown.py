@@ -31,7 +31,8 @@ def write_grid(grid: Grid) -> Iterator[str]:
     yield write_row([grid.corner, *(column.full_name for column in grid.columns)])
     yield "|---|" + "--:|" * len(grid.columns)
     for number, row in enumerate(grid.rows):
-        yield write_row([row, *(write_cell(column, number) for column in grid.columns)])
+        cells = [write_cell(column, number) for column in grid.columns]
+        yield write_row([row, *cells]) if any(cells) else f"| **{escape(row)}** |{' |' * len(cells)}"
 
 
 def write_cell(column: Column, number: int) -> str:

@@ -78,7 +78,7 @@ def draw_grid(grid: Grid, width: int | None, *, is_colored: bool) -> list[str]:
     lines = [paint(line.rstrip(), DIM, is_colored=is_colored) for line in (headings, names) if line.strip()]
     for number, row in enumerate(grid.rows):
         cells = [column.cells[number] for column in grid.columns]
-        lines.append(fill(escape_controls(row), first) + join_right(cells, sizes))
+        lines.append((fill(escape_controls(row), first) + join_right(cells, sizes)).rstrip())
         below = [column.below[number] if column.below else "" for column in grid.columns]
         if any(below):
             lines.append(paint(" " * first + join_right(below, sizes).rstrip(), DIM, is_colored=is_colored))
@@ -134,7 +134,7 @@ def stack_grid(grid: Grid, width: int, *, is_colored: bool) -> list[str]:
     lines = []
     for number, row in enumerate(grid.rows):
         lines += [paint(line, BOLD, is_colored=is_colored) for line in wrap(row, width)]
-        rows = [(column.full_name, column.cells[number]) for column in grid.columns]
+        rows = [(column.full_name, column.cells[number]) for column in grid.columns if column.cells[number]]
         lines += [line for each in lay_out(rows, width) for line in each]
     return lines
 
