@@ -38,6 +38,10 @@ def latency(value: float, low: float | None = None, high: float | None = None, *
     return Figure("8 streams", name, "s", "lower", Estimate(value, low, high))
 
 
+def size(value: float) -> Figure:
+    return Figure("cold start", "read_bytes", "bytes", "lower", Estimate(value))
+
+
 def find_change(old: Figure, new: Figure, **options) -> Change:
     (row,) = compare_results(result_of(old), result_of(new), **options).rows
     return row.change
@@ -128,12 +132,14 @@ def test_an_interval_of_the_old_figure_down_to_0_leaves_the_change_without_an_up
     [
         (latency(0.1, 0.0, 0.2), latency(0.1, 0.0, 0.2), ("+0.0 %", "-")),
         (latency(0.001, 0.001, 0.001), latency(1.0, 1.0, 1.0), ("1e+03x", "1e+03x or more")),
+        (latency(1.0), latency(1e300), ("1.0 | 1e+300", "1e+300x", "-")),
+        (size(2048.0), size(5e-324), ("2 | 0", "-100.0 %", "-")),
     ],
 )
 def test_changes_that_percents_cannot_tell_are_short(old, new, cells):
     text = write_table(compare_results(result_of(old), result_of(new)))
 
-    assert f"| {cells[0]} | {cells[1]} |" in text
+    assert f"| {' | '.join(cells)} |" in text
 
 
 def test_the_interval_of_the_ratio_combines_both():

@@ -11,6 +11,7 @@ UNKNOWN = "-"
 LONG_S, SHORT_S = 10.0, 0.5  # a column that reaches the first, or stays above the second, is in seconds
 MAX_DECIMALS = 3
 DIGITS = 3  # that are significant; more than a measurement can mean
+ABSURD = 1e12  # of any unit, so that a wrong figure does not widen its table
 BYTES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
@@ -26,6 +27,8 @@ class Unit:
         if not is_known(value):
             return UNKNOWN
         size = float(f"{value * self.per_base:.{DIGITS}g}")
+        if abs(size) >= ABSURD:
+            return f"{size:g}"
         decimals = min(self.decimals, max(DIGITS - 1 - magnitude(size), 0)) if size else 0
         return f"{value * self.per_base:,.{decimals}f}"
 
@@ -60,7 +63,7 @@ def count_decimals(smallest: float, largest: float) -> int:
 
 
 def magnitude(value: float) -> int:
-    return math.floor(math.log10(abs(value)))
+    return math.floor(math.log10(abs(value))) if value else 0
 
 
 def is_known(value: float | None) -> TypeGuard[float]:
