@@ -55,7 +55,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tgis bench load": (
         ("tgis bench load --concurrency 1,8,32 --duration 30", "Three levels of half a minute."),
-        ("tgis bench load --rate 4 --input-tokens 64:512 --output-tokens 200", "Four calls per second, at random."),
+        (
+            "tgis bench load --rate 4 --input-tokens 64:512 --output-tokens 200",
+            "Send four requests per second, at random times.",
+        ),
         ('tgis bench load --goodput "ttft<500ms,itl<50ms"', "The highest rate with good latencies."),
         ("tgis bench load --prompts trace.jsonl --json result.json", "Replay a trace, for scripts."),
     ),
