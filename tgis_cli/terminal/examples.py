@@ -30,8 +30,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tgis top": (
         ("tgis top", "Watch the only server; q ends it."),
-        ("tgis top --url http://host:3000", "Another one, by its HTTP port."),
-        ("tgis top --once --json", "A single look, for scripts."),
+        ("tgis top --url http://host:3000", "Watch another server, by its HTTP port."),
+        ("tgis top --once --json", "A single reading, for scripts."),
     ),
     "tgis stop": (
         ("tgis stop", "Stop the only server."),
@@ -77,7 +77,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tgis bench ab": (
         ('tgis bench ab --a org/model --b "org/model --num-shard 2"', "Are two shards faster?"),
-        ("tgis bench ab --a-url host-1:8033 --b-url host-2:8033 --metric ttft_p50", "Two servers, by first tokens."),
+        (
+            "tgis bench ab --a-url host-1:8033 --b-url host-2:8033 --metric ttft_p50",
+            "Two servers, by time to first token.",
+        ),
         ("tgis bench ab --a org/model --b-python new/bin/python --b org/model", "Is a new version faster?"),
     ),
     "tgis health": (

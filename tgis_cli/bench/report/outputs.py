@@ -25,9 +25,9 @@ def option(flag: str, what: str) -> Any:
 
 
 Json = option("--json", "the whole result as JSON")
-Csv = option("--csv", "a line per figure as CSV")
-Markdown = option("--markdown", "a table for a pull request, in Markdown")
-Html = option("--html", "a page with charts as HTML")
+Csv = option("--csv", "one CSV line per figure")
+Markdown = option("--markdown", "a Markdown table for a pull request")
+Html = option("--html", "an HTML page with charts")
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show all percentiles of each level.", rich_help_panel=PANEL)
 ]
