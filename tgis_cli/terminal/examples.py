@@ -79,7 +79,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ('tgis bench ab --a org/model --b "org/model --num-shard 2"', "Are two shards faster?"),
         (
             "tgis bench ab --a-url host-1:8033 --b-url host-2:8033 --metric ttft_p50",
-            "Two servers, by time to first token.",
+            "Two servers, by first token.",
         ),
         ("tgis bench ab --a org/model --b-python new/bin/python --b org/model", "Is a new version faster?"),
     ),
