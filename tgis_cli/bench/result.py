@@ -97,8 +97,8 @@ def read_result(path: Path) -> Result:
         raise UsageError(f"{path} is not a result of `tgis bench --json`.")
     if facts["version"] != VERSION:
         raise UsageError(
-            f"{path} has version {facts['version']} of the result format, but this tgis reads version {VERSION}: "
-            "measure again, or compare with the tgis that wrote it."
+            f"{path} is in version {facts['version']} of the result format, but this tgis reads version {VERSION}: "
+            "measure again, or use the tgis that wrote the file."
         )
     try:
         figures = [Figure(**{**each, "estimate": Estimate(**each["estimate"])}) for each in facts["figures"]]

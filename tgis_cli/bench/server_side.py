@@ -110,7 +110,7 @@ class MetricsWatch:
             return
         previous = self.after
         if previous is not None and Change(previous, scrape).has_restarted:
-            self._note("The server has restarted, so its metrics end there.")
+            self._note("The server restarted: its metrics cover only the time before the restart.")
             return
         self.before, self.after = self.before or scrape, scrape
         if previous is not None:

@@ -22,7 +22,7 @@ def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD.json", help="Result of `tgis bench ... --json OLD.json`.")],
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="The result to judge.")],
     max_regress: Annotated[
-        str, typer.Option(metavar="SHARE", help="How much worse a figure may be: 5% or 0.05.")
+        str, typer.Option(metavar="SHARE", help="How much worse a figure may become, such as 5% or 0.05.")
     ] = "5%",
     any_shape: Annotated[bool, typer.Option(help="Compare results of different loads, too.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -19,7 +19,7 @@ BARS = "▁▂▃▄▅▆▇█"
 LABEL, VALUE = 15, 10  # columns
 NAME = 24  # of a process
 BOLD, DIM, GREEN, YELLOW = "1", "2", "32", "33"
-KEYS = "q ends"
+KEYS = "q: quit"
 MAX_REASON = 4  # lines
 
 
@@ -104,7 +104,7 @@ def make_facts(glance: Glance, columns: int) -> list[str]:
         f"prefix cache hits {or_dash(glance.prefix_hit_share, format_share)}",
         f"preemptions {or_dash(glance.preemptions, str)}",
         f"KV blocks {or_dash(glance.kv_blocks_total, '{:,}'.format)}",
-        f"calls {or_dash(glance.calls_in_flight, str)}",
+        f"requests in flight {or_dash(glance.calls_in_flight, str)}",
         f"failures {failures}{causes}",
     ]
     lines = [""]

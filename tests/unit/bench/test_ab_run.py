@@ -186,7 +186,7 @@ def test_rounds_that_are_doubtful_now_and_then_do_not_spoil_the_comparison(opene
     result, _, _ = compare(noise=0.002)
 
     assert result.is_valid
-    assert result.notes[-1] == "1 of 14 rounds are doubtful. The last one, B: The generator was late."
+    assert result.notes[-1] == "1 of 14 rounds cannot be trusted. The last problem, on side B: The generator was late."
 
 
 def test_a_side_without_a_server_is_named(opened, monkeypatch):
@@ -205,8 +205,8 @@ def test_a_side_without_a_server_is_named(opened, monkeypatch):
     ("given", "sentence"),
     [
         ((None, None, None), 'Nothing says what A is: give --a "MODEL ...", --a-url or --a-python.'),
-        (("demo", "a:1", None), "--a-url is of a running server: leave --a and --a-python out."),
-        ((None, None, "/no/python"), "--a-python is /no/python, which is no program that can be run."),
+        (("demo", "a:1", None), "--a-url names a running server: leave out --a and --a-python."),
+        ((None, None, "/no/python"), "--a-python is /no/python, which is not a program that can be run."),
         (("demo 'x", None, None), '--a "demo \'x" cannot be split into words'),
     ],
 )

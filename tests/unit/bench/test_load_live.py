@@ -69,7 +69,7 @@ def test_elsewhere_there_is_a_line_every_ten_seconds_and_one_for_each_level():
     lines = show_elsewhere(*(0.25 * number for number in range(1, int(25 / 0.25))))
 
     assert [line.partition(",")[0] for line in lines[:-1]] == ["4 requests/s"] * 2
-    assert lines[0].startswith("4 requests/s, 82 calls left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
+    assert lines[0].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
     assert lines[-1].startswith("4 streams, ")
 
 

@@ -96,7 +96,7 @@ def measure_engine(
         line.show(lambda: "looking at the machine and the model")
         decided = decide(loaded, environ, run_dir)
         if decided.summary.kind != "decoder":
-            raise UsageError(f"{decided.run.model_id} is no decoder: `tgis bench engine` measures no others.")
+            raise UsageError(f"{decided.run.model_id} is not a decoder: `tgis bench engine` measures only decoders.")
         run = give_slots(decided.run, options)
         run.save()
         limits = None
@@ -204,8 +204,8 @@ def doubt_limits(figures: Iterable[Figure]) -> Iterator[str]:
     """Caches can beat the memory's bandwidth, but nothing the rate of matrix products."""
     if any(figure.name == "compute_share" and figure.estimate.value > HIGHEST_SHARE for figure in figures):
         yield (
-            "Some figures are beyond the limits that were measured: other processes used this machine then. Measure "
-            "again when it is quiet."
+            "Some figures exceed the measured limits of this machine: other processes used it while they were "
+            "measured. Measure again when the machine is idle."
         )
 
 

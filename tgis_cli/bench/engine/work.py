@@ -87,14 +87,14 @@ def why_left_out(work: Work, capacity: Capacity) -> str | None:
     """A sentence, if the loaded engine has no room for a work."""
     if work.length > capacity.max_sequence_length:
         return (
-            f"{work.title} is left out: with what follows it needs {work.length:,} positions, but a sequence may have "
+            f"{work.title} is left out: it needs sequences of {work.length:,} tokens, but this model allows at most "
             f"{capacity.max_sequence_length:,} (--max-sequence-length)."
         )
     if capacity.num_blocks and work.num_blocks(capacity.block_size) > capacity.num_blocks:
         need, room = work.num_blocks(capacity.block_size) * capacity.block_size, capacity.num_blocks
         return (
-            f"{work.title} is left out: it needs keys and values of {need:,} tokens, but there is room for "
-            f"{room * capacity.block_size:,} (--kv-cache-memory)."
+            f"{work.title} is left out: it needs room for the keys and values of {need:,} tokens, but the cache "
+            f"holds {room * capacity.block_size:,} (--kv-cache-memory)."
         )
     return None
 

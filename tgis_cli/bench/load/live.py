@@ -99,7 +99,7 @@ class LevelSoFar:
         calls_left = math.inf if self.max_calls is None else self.max_calls - self.progress.sent
         if left <= 0 or calls_left <= 0:
             return "finishing"
-        return f"{left:.0f} s left" if left < math.inf else format_count(int(calls_left), "call") + " left"
+        return f"{left:.0f} s left" if left < math.inf else format_count(int(calls_left), "request") + " left"
 
 
 class Live:

@@ -193,7 +193,7 @@ class Workers:
                 for process in self._processes:
                     process.send(Stop())
             if deadline is not None and time.monotonic() >= deadline:
-                raise GroupFailed(f"A worker of the load generator did not end its calls within {CUT_S:g} s.")
+                raise GroupFailed(f"A worker of the load generator did not end its requests within {CUT_S:g} s.")
             for process in self._wait(max(0.0, next_tick - time.monotonic())):
                 match process.receive():
                     case Totals() as totals:

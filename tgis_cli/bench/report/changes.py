@@ -21,8 +21,8 @@ WORDS = {
     Change.UNKNOWN: "?",
 }
 HOW = (
-    "The intervals hold for all figures at once, with 95 % confidence, for the noise within each run. How much the "
-    "machine changes from run to run they cannot know: `tgis bench ab` measures that."
+    "The intervals hold for all figures at once, with 95 % confidence, but only for the noise within each run. They "
+    "do not cover how much the machine changes from run to run: `tgis bench ab` does."
 )
 
 

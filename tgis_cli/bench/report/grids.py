@@ -77,7 +77,7 @@ def make_load_grid(levels: Sequence[Level]) -> Grid:
         if latency in known:
             grid.columns.extend(make_latency_columns(levels, latency, percents))
     if any(level.objective_share is not None for level in levels):
-        add("", "held, %", "share", lambda level: level.objective_share)
+        add("", "met, %", "share", lambda level: level.objective_share)
     add("", "failed", "", lambda level: level.failed)
     return grid
 

@@ -20,14 +20,14 @@ PANEL = "Output"
 
 
 def option(flag: str, what: str) -> Any:
-    text = f"Write {what} to a file; - is stdout, in place of the table."
+    text = f"Write {what} to a file; - writes it to stdout instead of the table."
     return Annotated[str | None, typer.Option(flag, metavar="FILE", help=text, rich_help_panel=PANEL)]
 
 
 Json = option("--json", "the whole result as JSON")
-Csv = option("--csv", "a line per figure as CSV")
-Markdown = option("--markdown", "a table for a pull request as Markdown")
-Html = option("--html", "a page with charts as HTML")
+Csv = option("--csv", "one CSV line per figure")
+Markdown = option("--markdown", "a Markdown table for a pull request")
+Html = option("--html", "an HTML page with charts")
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show all percentiles of each level.", rich_help_panel=PANEL)
 ]
@@ -53,7 +53,9 @@ class Outputs:
         for number, (flag, path) in enumerate(given):
             if twice := [other for other, same in given[:number] if same == path]:
                 where = "standard output" if path == STDOUT else path
-                raise UsageError(f"{twice[0]} and {flag} would both write to {where}: choose another file for one.")
+                raise UsageError(
+                    f"{twice[0]} and {flag} would both write to {where}: choose a different file for one of them."
+                )
             if path != STDOUT:
                 check_file(flag, Path(path))
 

@@ -204,9 +204,12 @@ def explain_cold_starts(starts: Sequence[Start]) -> Iterator[str]:
     held = [each.held_share for each in starts if each.is_cold]
     known = [share for share in held if share is not None]
     if len(known) < len(held):
-        yield "It is unknown whether cold starts were cold: the kernel shows only those who may write a file its pages."
+        yield (
+            "It is unknown whether cold starts were cold: the kernel says which pages of a file are in memory only to "
+            "those who may write the file."
+        )
     elif known and max(known) > WARM_SHARE:
         yield (
             f"Up to {max(known):.0%} of the model's files were in memory before cold starts: the kernel kept pages "
-            "that were not written yet or that another process uses."
+            "that were not yet written to disk or that another process used."
         )
