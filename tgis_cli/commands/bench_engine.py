@@ -58,6 +58,8 @@ def engine(
     from tgis_cli.bench.engine.work import read_numbers
 
     outputs = Outputs(json_, csv, markdown)
+    if profile:
+        outputs.refuse("--profile prints a list of operations instead of a result")
     outputs.check()
     sizes = read_numbers(rows, "--rows"), read_numbers(context, "--context"), read_numbers(prefill, "--prefill")
     loaded = load_config(flags, os.environ, config_file)

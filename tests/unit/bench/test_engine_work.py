@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tgis_cli.bench.engine.measure import EngineOptions
 from tgis_cli.bench.engine.work import Cost, Plan, Work, add_up, cost_of, list_works, read_numbers, why_left_out
 from tgis_server.engines.api import Capacity
 from tgis_server.engines.door import StepWork
@@ -80,6 +81,12 @@ def test_a_plan_reaches_the_leader_whole():
     plan = Plan((Work("decode", 2, 8, "sampled"), Work("prefill", 1, 16)), rounds=3)
 
     assert Plan.from_dict(plan.as_dict()) == plan
+
+
+@pytest.mark.parametrize("sizes", [((), (8,), ()), ((1,), (), ())])
+def test_a_plan_without_any_work_is_refused(sizes: tuple[tuple[int, ...], ...]):
+    with pytest.raises(UsageError, match="nothing to measure"):
+        EngineOptions(*sizes, rounds=1).make_plan()
 
 
 def test_numbers_are_read_without_repetitions():

@@ -46,7 +46,16 @@ class EngineOptions:
     num_profiled: int = 0
 
     def make_plan(self) -> Plan:
-        return Plan(tuple(list_works(self.rows, self.contexts, self.prefills)), self.rounds)
+        """
+        Raises:
+            UsageError: there is nothing to measure.
+        """
+        works = tuple(list_works(self.rows, self.contexts, self.prefills))
+        if not works:
+            raise UsageError(
+                "There is nothing to measure: give --prefill a length, or both --rows and --context a number."
+            )
+        return Plan(works, self.rounds)
 
 
 @dataclass(slots=True)
