@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.orders import Totals
-from tgis_cli.bench.load.records import CUT
 from tgis_cli.bench.load.workers import Workers
 from tgis_cli.bench.null_feed import TEXT, NullFeed
 from tgis_cli.bench.null_server import run_null_server

@@ -23,7 +23,7 @@ from tgis_cli.bench.limits import Limits, best_of, read_limits
 from tgis_cli.bench.repeats import divide, make_figure
 from tgis_cli.bench.result import Figure, Result
 from tgis_cli.supervisor.environment import child_environment
-from tgis_cli.terminal.status_line import StatusLine
+from tgis_cli.terminal.status_line import LINE_S, StatusLine
 from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
 from tgis_server.engines.door import ModelSummary, StepWork
 from tgis_server.errors import GroupFailed, UsageError
@@ -32,7 +32,6 @@ from tgis_server.options import LoadedConfig
 from tgis_server.run import Run
 
 HIGHEST_SHARE = 1.1  # small products can be a little faster than the large ones that the limit comes from
-LINE_S = 10.0  # between lines of progress where they cannot change
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,7 @@ def option(name: str, kind: Any, panel: str, metavar: str | None, text: str, **m
 
 OPTIONS: dict[str, Any] = dict(
     (
-        option(
-            "input_tokens", str | None, SHAPE, "N|A:B|normal:MEAN,DEV", f"Of each prompt. [default: {DEFAULT_INPUTS}]"
-        ),
+        option("input_tokens", str | None, SHAPE, FORMS, f"Of each prompt. [default: {DEFAULT_INPUTS}]"),
         option(
             "output_tokens",
             str | None,
@@ -104,7 +102,13 @@ OPTIONS: dict[str, Any] = dict(
             "Shape of the gamma distribution of the intervals: below 1 calls come in bursts. [default: 1, Poisson]",
         ),
         option("speed", float | None, ARRIVAL, "X", "Replay a trace X times as fast."),
-        option("duration", float | None, ARRIVAL, "SECONDS", "Send calls for so long per level. [default: 10]"),
+        option(
+            "duration",
+            float | None,
+            ARRIVAL,
+            "SECONDS",
+            f"Send calls for so long per level. [default: {LEVEL_S:g}; without any options {DEFAULT_LEVEL_S:g}]",
+        ),
         option("requests", int | None, ARRIVAL, "N", "Send at most so many calls per level.", min=1),
         option(
             "warmup",
