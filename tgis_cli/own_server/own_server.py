@@ -114,7 +114,8 @@ class OwnServer:
             with self._explained():
                 for server in launcher.until_ready():
                     self.has_processes = self.has_processes or server is not None
-                    if not self.shows_log:
+                    is_ready = server is not None and server.has_been_ready
+                    if not (is_ready or self.shows_log):
                         line.update(server)
         finally:
             line.clear()
