@@ -20,6 +20,7 @@ from tgis_cli.bench.statistics.sequences import ALPHA, find_reach, reach_of
 
 MAX_PAIRS = 60  # enough to find 10 % in 95 of 100 comparisons where rounds vary by 8 % (tests/unit/bench/test_ab.py)
 EQUAL_WITHIN = 0.02
+METRIC = "output_tokens_per_s"
 POWER = 0.9  # with which the smallest difference would have been found
 CONFIDENCE = f"{(1 - ALPHA) * 100:g} %"
 

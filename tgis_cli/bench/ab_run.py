@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from tgis_cli.bench.ab import (
+    METRIC,
     Comparison,
     RoundsEnded,
     compare_ab,
@@ -30,8 +31,7 @@ from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.run import LoadRun, OpenSender, Sender, choose_workers, open_feed, open_workers
 from tgis_cli.bench.load.target import Target, describe_model, describe_server, open_target
-from tgis_cli.bench.result import Figure, Result
-from tgis_cli.bench.statistics.quantiles import PERCENTILES
+from tgis_cli.bench.result import PERCENTILES, Figure, Result
 from tgis_cli.clients.connection import Connection
 from tgis_cli.own_server.launch_line import read_launch_line
 from tgis_cli.terminal.sentences import print_sentence
@@ -43,7 +43,6 @@ STREAMS = 8  # of a round, and its length, unless the options say otherwise
 ROUND_S = 5.0
 # A disturbed round now and then is noise, which the interval has in it; if it is the rule, the generator is measured.
 MAX_DOUBTFUL_SHARE = 0.2
-METRIC = "output_tokens_per_s"
 METRICS = (
     *(METRIC, "total_tokens_per_s", "requests_per_s"),
     *(f"{latency}_p{percent}" for latency in LATENCIES for percent in PERCENTILES),

@@ -10,11 +10,11 @@ from statistics import NormalDist
 from typing import Any
 
 from tgis_cli.bench.result import Estimate, Figure, Result
+from tgis_cli.bench.shares import MAX_REGRESS
 from tgis_cli.bench.statistics.distributions import TAIL, Z
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_count
 
-MAX_REGRESS = 0.05
 MAX_NAMED = 6  # differences of the environments
 CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ in each run
 

@@ -17,6 +17,7 @@ from tgis_server.errors import UsageError
 
 FORMAT = "tgis-bench"
 VERSION = 1
+PERCENTILES = {"50": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999}  # of latencies, as shares
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tgis_cli.clients.metrics import ITL, QUEUE, ROWS, STEP, TTFT, Change, Histogram, Scrape
+from tgis_cli.clients.metrics import ITL, PERCENTILES, QUEUE, ROWS, STEP, TTFT, Change, Histogram, Scrape
 from tgis_server.errors import TgisError
 
 if TYPE_CHECKING:
     from tgis_cli.bench.load.records import Records
 
 EVERY_S = 1.0
-PERCENTILES = (50, 95, 99)
 
 
 class Source(Protocol):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.bench.ab import EQUAL_WITHIN, MAX_PAIRS, METRIC
 from tgis_cli.bench.load.options import PARAMETERS, LoadOptions, with_load_options
 from tgis_cli.bench.report.outputs import Csv, Html, Json, Markdown, Outputs
 from tgis_cli.bench.shares import read_share
@@ -27,7 +28,7 @@ def side(name: str, metavar: str, what: str) -> Any:
 LAUNCH = 'Start {} with these arguments of `tgis launch`: "MODEL --num-shard 2".'
 URL = "Address of {}, if it is already running."
 PYTHON = "Start {} with the installation of this interpreter, such as other/bin/python."
-METRIC = "The figure to compare: output_tokens_per_s, requests_per_s, ttft_p50, itl_p50, e2e_p95, ..."
+METRIC_HELP = "The figure to compare: output_tokens_per_s, requests_per_s, ttft_p50, itl_p50, e2e_p95, ..."
 
 
 @app.command()
@@ -41,9 +42,11 @@ def ab(
     b_url: Annotated[str | None, side("--b-url", "HOST:PORT", URL.format("B"))] = None,
     a_python: Annotated[str | None, side("--a-python", "PATH", PYTHON.format("A"))] = None,
     b_python: Annotated[str | None, side("--b-python", "PATH", PYTHON.format("B"))] = None,
-    metric: Annotated[str, typer.Option(metavar="NAME", help=METRIC)] = "output_tokens_per_s",
-    rounds: Annotated[int, typer.Option(metavar="N", help="Maximum number of pairs of rounds.", min=2)] = 60,
-    equal_within: Annotated[str, typer.Option(metavar="SHARE", help="Smaller differences count as equal.")] = "2%",
+    metric: Annotated[str, typer.Option(metavar="NAME", help=METRIC_HELP)] = METRIC,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Maximum number of pairs of rounds.", min=2)] = MAX_PAIRS,
+    equal_within: Annotated[
+        str, typer.Option(metavar="SHARE", help="Smaller differences count as equal.")
+    ] = f"{EQUAL_WITHIN:.0%}",
     restart: Annotated[bool, typer.Option("--restart", help="Run only one server at a time.")] = False,
     json_: Json = None,
     csv: Csv = None,

@@ -57,11 +57,13 @@ def engine(
     --config.
     """
     from tgis_cli.bench.engine.measure import EngineOptions, measure_engine
-    from tgis_cli.bench.engine.work import read_numbers
+    from tgis_cli.bench.engine.work import read_sizes
 
     outputs = Outputs(json_, csv, markdown)
+    if profile:
+        outputs.refuse("--profile prints a list of operations instead of a result")
     outputs.check()
-    sizes = read_numbers(rows, "--rows"), read_numbers(context, "--context"), read_numbers(prefill, "--prefill")
+    sizes = read_sizes(rows, "--rows"), read_sizes(context, "--context"), read_sizes(prefill, "--prefill")
     loaded = load_config(flags, os.environ, config_file)
     stopped: list[Signals] = []
     with interrupted_by_signals():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tgis_cli.clients.answer import format_latency, format_rate
 from tgis_cli.clients.server_table import format_age
-from tgis_cli.terminal.capabilities import paint
+from tgis_cli.terminal.capabilities import BOLD, DIM, paint
 from tgis_cli.top.glance import READY, Glance, Latency, format_share, or_dash
 from tgis_cli.top.processes import Process
 from tgis_server.words.control_characters import escape_controls
@@ -18,7 +18,7 @@ from tgis_server.words.sizes import format_bytes, format_count
 BARS = "▁▂▃▄▅▆▇█"
 LABEL, VALUE = 15, 10  # columns
 NAME = 24  # of a process
-BOLD, DIM, GREEN, YELLOW = "1", "2", "32", "33"
+GREEN, YELLOW = "32", "33"
 KEYS = "q: quit"
 MAX_REASON = 4  # lines
 

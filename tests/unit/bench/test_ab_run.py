@@ -6,31 +6,16 @@ import contextlib
 import io
 import random
 import sys
-from types import SimpleNamespace
 
 import pytest
 
-from simulated_server import SimulatedServer
+from simulated_server import FakeClient, SimulatedServer
 from tgis_cli.bench import ab_run
 from tgis_cli.bench.ab_run import Side, run_ab
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.target import Target
-from tgis_cli.clients.address import Address
 from tgis_cli.clients.parameters import Parameters
 from tgis_server.errors import Unavailable, UsageError
-
-
-class FakeClient:
-    address = Address("127.0.0.1", 8033, is_tls=False, source="--url")
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def model_info(self):
-        return SimpleNamespace(max_sequence_length=2048, max_new_tokens=1024)
-
-    def count_tokens(self, texts):
-        return [1 + len(text.split()) for text in texts]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from screens import Terminal
 from simulated_server import Tick
 from tgis_cli.bench.load.detail import Level, read_detail
 from tgis_cli.bench.load.levels import Plan
-from tgis_cli.bench.load.live import LINE_S, Live
+from tgis_cli.bench.load.live import Live
+from tgis_cli.terminal.status_line import LINE_S
 
 
 class Clock:

@@ -5,34 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from simulated_server import SimulatedServer, Tick
+from simulated_server import FakeClient, SimulatedServer, Tick
 from tgis_cli.bench.load import run as run_module
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.run import STALL_S, StallWatch, run_load
 from tgis_cli.bench.load.target import Target
 from tgis_cli.bench.result import Result
-from tgis_cli.clients.address import Address
 from tgis_cli.clients.parameters import Parameters
 from tgis_server.errors import UsageError
-
-
-class FakeClient:
-    address = Address("127.0.0.1", 8033, is_tls=False, source="--url")
-
-    def __init__(self, max_sequence_length: int = 2048, max_new_tokens: int = 1024) -> None:
-        self._info = SimpleNamespace(max_sequence_length=max_sequence_length, max_new_tokens=max_new_tokens)
-
-    def model_info(self) -> Any:
-        return self._info
-
-    def count_tokens(self, texts: list[str]) -> list[int]:
-        return [1 + len(text.split()) for text in texts]
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +162,7 @@ def test_shapes_that_the_model_cannot_have_are_refused(flags: dict[str, str], re
         ({"concurrency": "1,x"}, "must be whole numbers of streams above 0, such as 1,8,32"),
         ({"concurrency": "0"}, "must be whole numbers of streams above 0"),
         ({"rate": "-1"}, "must be requests per second above 0"),
-        ({"rate": "2,4,2"}, "names 2 twice: levels must differ"),
+        ({"rate": "2,4,2"}, "names 2 twice: leave one of them out"),
         ({"rate": "1e9"}, "may be at most 100,000"),
         ({"rate": "nan"}, "must be requests per second above 0"),
         ({"duration": 0.0}, "--duration is 0, but must be above 0"),

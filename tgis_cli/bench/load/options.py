@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.bench.lists import read_list
 from tgis_cli.bench.load.arrivals import Pacing, Process
 from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Plan, Strategy, Sweep
 from tgis_cli.bench.load.objectives import Objective, parse_objectives
@@ -27,6 +28,7 @@ DEFAULT_LEVEL_S = 5.0  # of the levels without options
 LEVEL_S = 10.0  # of others, unless a duration or a number of requests is given
 MAX_WARMUP = 8
 MAX_STREAMS, MAX_RATE = 4096, 100_000
+STREAMS, RATES = "whole numbers of streams above 0, such as 1,8,32", "requests per second above 0, such as 0.5,2,8"
 SALT_BITS = 20
 # The parameters of `tgis generate` that a load can have: it sets lengths itself, and a seed for each call.
 PARAMETERS = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "logprobs", "top_n")
@@ -46,7 +48,7 @@ OPTIONS: dict[str, Any] = dict(
             "input_tokens",
             str | None,
             SHAPE,
-            "N|A:B|normal:MEAN,DEV",
+            FORMS,
             f"Tokens of each prompt. [default: {DEFAULT_INPUTS}]",
         ),
         option(
@@ -117,7 +119,13 @@ OPTIONS: dict[str, Any] = dict(
             "Shape of the gamma distribution of the intervals: below 1, requests come in bursts. [default: 1, Poisson]",
         ),
         option("speed", float | None, ARRIVAL, "X", "Replay a trace X times as fast."),
-        option("duration", float | None, ARRIVAL, "SECONDS", "How long each level sends requests. [default: 10]"),
+        option(
+            "duration",
+            float | None,
+            ARRIVAL,
+            "SECONDS",
+            f"How long each level sends requests. [default: {LEVEL_S:g}; without any options {DEFAULT_LEVEL_S:g}]",
+        ),
         option("requests", int | None, ARRIVAL, "N", "Maximum number of requests per level.", min=1),
         option(
             "warmup",
@@ -283,35 +291,16 @@ def with_forced_length(parameters: Parameters, given: Mapping[str, Any], outputs
 
 def choose_strategy(given: Mapping[str, Any]) -> Strategy:
     if "concurrency" in given:
-        return FixedLevels(tuple(Plan(concurrency=int(each)) for each in read_list(given, "concurrency")))
+        streams = read_list(given["concurrency"], "--concurrency", int, STREAMS, MAX_STREAMS)
+        return FixedLevels(tuple(Plan(concurrency=each) for each in streams))
     if "rate" in given:
-        return FixedLevels(tuple(Plan(rate=each) for each in read_list(given, "rate")))
+        rates = read_list(given["rate"], "--rate", float, RATES, MAX_RATE)
+        return FixedLevels(tuple(Plan(rate=each) for each in rates))
     if "sweep" in given:
         return Sweep()
     if "goodput" in given:
         return GoodputSearch()
     return DefaultLevels(make_pacing(given).max_s or DEFAULT_LEVEL_S)
-
-
-def read_list(given: Mapping[str, Any], name: str) -> list[float]:
-    """
-    Raises:
-        UsageError: it is not a list of positive numbers, or of whole ones for numbers of streams.
-    """
-    text = given[name]
-    is_whole = name == "concurrency"
-    try:
-        numbers = [int(part) if is_whole else float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 < number < math.inf for number in numbers):
-        kind, example = ("whole numbers of streams", "1,8,32") if is_whole else ("requests per second", "0.5,2,8")
-        raise UsageError(f"{as_flag(name)} is {text!r}, but must be {kind} above 0, such as {example}.")
-    if max(numbers) > (most := MAX_STREAMS if is_whole else MAX_RATE):
-        raise UsageError(f"{as_flag(name)} is {text}, but may be at most {most:,}.")
-    if twice := next((number for number in numbers if numbers.count(number) > 1), None):
-        raise UsageError(f"{as_flag(name)} is {text}, which names {twice:g} twice: levels must differ.")
-    return numbers
 
 
 def read_positive(given: Mapping[str, Any], name: str) -> float | None:
