@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.orders import Totals
-from tgis_cli.bench.load.records import CUT
 from tgis_cli.bench.load.workers import Workers
 from tgis_cli.bench.null_feed import TEXT, NullFeed
 from tgis_cli.bench.null_server import run_null_server
@@ -27,6 +27,7 @@ from tgis_server.errors import GroupFailed, Unavailable
 
 PATIENCE_S = 60.0
 INPUT_TOKENS = len(TEXT.split())
+MAX_CPU_US = 50.0  # per token: twice what the generator may need on a quiet machine
 ENDLESS = Arrivals(concurrency=4)
 
 
@@ -250,20 +251,20 @@ def test_a_level_can_be_cut_from_another_thread():
 
 
 @pytest.mark.serial
-def test_the_generator_sees_the_stamps_within_a_millisecond():
-    p50_limit_s, p95_limit_s = (0.1, 1.0) if is_busy() else (0.001, 0.001)
-
+def test_the_generator_costs_little_and_sees_the_stamps_within_a_millisecond():
     result = run_self_test(SelfTestOptions(seconds=4), "tgis bench load --self", {})
 
     figures = {(figure.group, figure.name): figure.estimate.value for figure in result.figures}
-    assert 0 < figures[STEADY, "added_delay_p50"] < p50_limit_s
-    assert figures[STEADY, "added_delay_p95"] < p95_limit_s
+    assert (result.kind, result.is_valid) == ("self", figures[STEADY, "added_delay_p95"] <= 0.001)
+    assert figures[STEADY, "cpu"] < MAX_CPU_US
+    if is_busy():
+        pytest.skip("other work takes turns with ours: then no process is woken within a millisecond")
+    assert 0 < figures[STEADY, "added_delay_p50"] < 0.001
+    assert figures[STEADY, "added_delay_p95"] < 0.001
     assert figures[FLOOD, "output_tokens_per_s"] > 5_000
-    assert (result.kind, result.is_valid) == ("self", figures[STEADY, "added_delay_p95"] < 0.001)
 
 
 def is_busy() -> bool:
-    """Whether other work takes turns with ours: then no process is woken within a millisecond."""
     return os.getloadavg()[0] > (os.cpu_count() or 1)
 
 

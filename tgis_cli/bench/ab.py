@@ -20,6 +20,7 @@ from tgis_cli.bench.statistics.sequences import ALPHA, find_reach, reach_of
 
 MAX_PAIRS = 60  # enough to find 10 % in 95 of 100 comparisons where rounds vary by 8 % (tests/unit/bench/test_ab.py)
 EQUAL_WITHIN = 0.02
+METRIC = "output_tokens_per_s"
 POWER = 0.9  # with which the smallest difference would have been found
 CONFIDENCE = f"{(1 - ALPHA) * 100:g} %"
 
@@ -156,14 +157,15 @@ def describe_verdict(comparison: Comparison, metric: str, better: str) -> list[s
     first = {
         Verdict.DIFFERENT: f"B is {'better' if is_better else 'worse'} than A: {facts}.",
         Verdict.EQUAL: f"A and B are equal within {comparison.equal_within * 100:g} %: {facts}.",
-        Verdict.UNDECIDED: f"Undecided whether A and B differ: {facts}.",
+        Verdict.UNDECIDED: f"It is undecided whether A and B differ: {facts}.",
     }[comparison.verdict]
     smallest = comparison.smallest_difference
     if smallest is None:
-        return [first, f"So few pairs can show no difference: allow more than {comparison.max_pairs}."]
+        return [first, f"So few pairs cannot show a difference: allow more than {comparison.max_pairs}."]
     return [
         first,
-        f"On this machine, {comparison.max_pairs} pairs find a difference of {smallest * 100:.1f} % nine times of ten.",
+        f"On this machine, {comparison.max_pairs} pairs find a difference of {smallest * 100:.1f} % in nine "
+        "cases out of ten.",
     ]
 
 

@@ -10,12 +10,12 @@ from statistics import NormalDist
 from typing import Any
 
 from tgis_cli.bench.result import Estimate, Figure, Result
+from tgis_cli.bench.shares import MAX_REGRESS
 from tgis_cli.bench.statistics.distributions import TAIL, Z
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_count
 
-MAX_REGRESS = 0.05
-MAX_NAMED = 6  # differences of the surroundings
+MAX_NAMED = 6  # differences of the environments
 MAX_EXPONENT = 300.0  # of e, from which an interval counts as unbounded
 CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ in each run
 
@@ -82,12 +82,14 @@ def compare_results(old: Result, new: Result, *, max_regress: float = MAX_REGRES
 
 def check_comparable(old: Result, new: Result, *, any_shape: bool) -> None:
     if old.kind != new.kind:
-        raise UsageError(f"The old result is of `tgis bench {old.kind}`, and the new one of `tgis bench {new.kind}`.")
+        raise UsageError(
+            f"The old result is from `tgis bench {old.kind}`, but the new one is from `tgis bench {new.kind}`."
+        )
     differences = describe_differences(old.shape, new.shape)
     if differences and not any_shape:
         raise UsageError(
             f"The results are of different loads ({', '.join(differences)}): measure the same load again, or compare "
-            "them nevertheless with --any-shape."
+            "them anyway with --any-shape."
         )
 
 
@@ -181,7 +183,7 @@ def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
         if not result.is_valid:
             yield f"The {name} result is invalid: {result.problems[0]}"
         if result.is_cut:
-            yield f"The {name} result was cut before its time."
+            yield f"The {name} result is from a run that was stopped early."
     old_groups, new_groups = ([group for group, _ in result.groups()] for result in (old, new))
     if missing := [group for group in old_groups if group not in new_groups]:
         yield f"Only the old result has {', '.join(missing)}."
@@ -191,11 +193,11 @@ def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
         yield f"The loads differ in {'; '.join(differences)}."
     if differences := describe_differences(flatten(old.fingerprint), flatten(new.fingerprint)):
         more = [f"{len(differences) - MAX_NAMED} more"] if len(differences) > MAX_NAMED else []
-        yield f"The surroundings differ in {'; '.join(differences[:MAX_NAMED] + more)}."
+        yield f"The environments differ in {'; '.join(differences[:MAX_NAMED] + more)}."
     if unknown := sum(row.change is Change.UNKNOWN for row in rows):
         yield (
-            f"{format_count(unknown, 'figure')} without an interval cannot be told from noise, and so cannot count as "
-            "a regression."
+            f"Changes in {format_count(unknown, 'figure')} without an interval cannot be told from noise, so they "
+            "never count as regressions."
         )
 
 

@@ -19,6 +19,7 @@ from tgis_server.errors import UsageError
 
 FORMAT = "tgis-bench"
 VERSION = 1
+PERCENTILES = {"50": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999}  # of latencies, as shares
 BETTER = ("lower", "higher", "")
 PARTS: dict[str, type[Any]] = {  # of a result beside its figures
     "kind": str,
@@ -120,8 +121,8 @@ def read_result(path: Path) -> Result:
     except Damage as damage:
         raise UsageError(f"{path} is damaged: {damage}.") from None
     raise UsageError(
-        f"{path} has version {version} of the result format, but this tgis reads version {VERSION}: "
-        "measure again, or compare with the tgis that wrote it."
+        f"{path} is in version {version} of the result format, but this tgis reads version {VERSION}: measure again, "
+        "or use the tgis that wrote the file."
     )
 
 

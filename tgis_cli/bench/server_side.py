@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tgis_cli.clients.metrics import ITL, QUEUE, ROWS, STEP, TTFT, Change, Histogram, Scrape
+from tgis_cli.clients.metrics import ITL, PERCENTILES, QUEUE, ROWS, STEP, TTFT, Change, Histogram, Scrape
 from tgis_server.errors import TgisError
 
 if TYPE_CHECKING:
     from tgis_cli.bench.load.records import Records
 
 EVERY_S = 1.0
-PERCENTILES = (50, 95, 99)
 
 
 class Source(Protocol):
@@ -110,7 +109,7 @@ class MetricsWatch:
             return
         previous = self.after
         if previous is not None and Change(previous, scrape).has_restarted:
-            self._note("The server has restarted, so its metrics end there.")
+            self._note("The server restarted: its metrics cover only the time before the restart.")
             return
         self.before, self.after = self.before or scrape, scrape
         if previous is not None:

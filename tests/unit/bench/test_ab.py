@@ -176,7 +176,7 @@ def test_a_limit_below_which_nothing_can_be_shown_is_said():
 
     assert comparison.verdict is Verdict.UNDECIDED
     assert describe_verdict(comparison, "ttft_p50", "lower")[1] == (
-        "So few pairs can show no difference: allow more than 3."
+        "So few pairs cannot show a difference: allow more than 3."
     )
 
 

@@ -141,7 +141,7 @@ def test_answers_with_other_numbers_of_tokens_than_asked_for_cast_doubt():
     level = level_of(timeline)
 
     assert level.wrong_counts == 1
-    assert "1 answer had another number of tokens" in level.problems[0]
+    assert "1 answer had a different number of tokens" in level.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ def test_a_good_generator_casts_no_doubt():
 @pytest.mark.parametrize(
     ("health", "sentence"),
     [
-        ({"send_lag_s": np.full(100, 0.06)}, "sent one call in a hundred more than 60 ms late"),
-        ({"send_lag_s": np.full(100, 0.06), "num_queued": 7}, "7 calls waited in the generator"),
+        ({"send_lag_s": np.full(100, 0.06)}, "sent one request in a hundred more than 60 ms late"),
+        ({"send_lag_s": np.full(100, 0.06), "num_queued": 7}, "7 requests waited in the generator"),
         ({"loop_lag_s": np.full(100, 0.03)}, "read one answer in a hundred more than 30 ms late"),
         ({"cpu_share": 0.9, "workers": 2}, "The busiest of 2 workers of the generator used 90% of a core"),
     ],

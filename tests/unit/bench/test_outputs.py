@@ -63,6 +63,12 @@ def test_the_check_leaves_no_file_and_keeps_one_that_is_there(tmp_path: Path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "old")]
 
 
+def test_a_command_without_a_result_refuses_files():
+    Outputs().refuse("--profile prints a list")
+    with pytest.raises(UsageError, match=r"^--profile prints a list: leave --json and --csv out\.$"):
+        Outputs(json="r.json", csv="-").refuse("--profile prints a list")
+
+
 def test_the_check_leaves_a_link_that_leads_nowhere(tmp_path: Path):
     (tmp_path / "link.json").symlink_to(tmp_path / "new.json")
 

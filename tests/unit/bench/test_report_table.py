@@ -70,7 +70,9 @@ def test_details_say_what_the_server_and_the_generator_did():
     lines = describe(make_result(32), None)
     facts = dict(re.split(r"  +", line, maxsplit=1) for line in lines if re.match(r"[A-Z][a-z ]+  ", line))
 
-    assert facts["Window"].startswith("2.0 to 39.0 s of 41.5 s, 411 of 411 requests, 658 tokens/s (616 over the whole)")
+    assert facts["Window"].startswith(
+        "2.0 to 39.0 s of 41.5 s, 411 of 411 requests, 658 tokens/s (616 over the whole level)"
+    )
     assert facts["First token"] == "client 0.001 + queue 0.743 + prefill 0.045 + rest 0.027 s on average"
     assert facts["Server"].startswith(
         "22.8 rows per step of 17.1 ms, at most 8 waiting, KV cache 41% used, at most 55%"
@@ -166,5 +168,5 @@ def test_a_table_of_rates_with_objectives_fits_80_columns():
     lines = describe(result)
 
     assert lines[4].split()[:3] == ["12.25", "requests/s", "416"]
-    assert "held, %" in lines[3]
+    assert "met, %" in lines[3]
     assert max(map(len, lines)) <= 80

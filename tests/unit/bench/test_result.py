@@ -78,7 +78,7 @@ def test_a_damaged_result_is_refused_with_the_part(tmp_path: Path, place: str, v
         ("{", "is not a result of `tgis bench --json`: it is not JSON"),
         ("[]", "is not a result of `tgis bench --json`"),
         ('{"format": "tgis-bench"}', "is damaged: version is missing"),
-        ('{"format": "tgis-bench", "version": 2}', "has version 2 of the result format"),
+        ('{"format": "tgis-bench", "version": 2}', "is in version 2 of the result format"),
         (RESULT.to_json().replace("100.0", "NaN"), "it is not JSON"),
         (RESULT.to_json().replace("100.0", "-Infinity"), "it is not JSON"),
         (RESULT.to_json().replace("100.0", "1e999"), "is damaged: value is not finite"),

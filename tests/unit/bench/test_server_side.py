@@ -182,7 +182,7 @@ def test_figures_end_where_the_server_restarted():
 
     assert said is not None
     assert (said["calls"], said["seconds"]) == (1, 1.0)
-    assert watching.notes[0] == "The server has restarted, so its metrics end there."
+    assert watching.notes[0] == "The server restarted: its metrics cover only the time before the restart."
 
 
 def test_a_block_is_read_at_its_start_and_at_its_end():

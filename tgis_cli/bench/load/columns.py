@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
+CUT = -1  # the status of a call that we ended because the run was cut
+
 
 def ints() -> array[int]:
     return array("q")

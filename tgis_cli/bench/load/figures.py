@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Distribution, Level, Series
 from tgis_cli.bench.load.honesty import find_problems
 from tgis_cli.bench.load.objectives import Objective
-from tgis_cli.bench.load.records import CUT, Doubles, GeneratorHealth, Ints, Records
+from tgis_cli.bench.load.records import Doubles, GeneratorHealth, Ints, Records
 from tgis_cli.bench.load.timeline import LatencyOverTime, Tokens, find_buckets, read_tokens, sum_by_call
 from tgis_cli.bench.result import Estimate, Figure
 from tgis_cli.bench.statistics.quantiles import Clusters, Samples, batch_in_time, estimate_percentiles

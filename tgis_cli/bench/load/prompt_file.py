@@ -93,10 +93,10 @@ def index_lines(stream: BinaryIO, name: str, file: PromptFile) -> None:
     def parse(line: int, data: bytes) -> None:
         _, _, start_s = parse_line(data, file.shape.parameters)
         if file.places and (start_s is None) == file.is_trace:
-            raise UsageError(f'some lines have "{START}" and others do not: give it in all or in none.')
+            raise UsageError(f'some lines have "{START}" and others do not: give it in all lines or in none.')
         if start_s is not None:
             if file.starts and start_s < file.starts[-1]:
-                raise UsageError(f'its "{START}" is before that of an earlier line: sort the lines by it.')
+                raise UsageError(f'its "{START}" is before that of an earlier line: sort the lines by "{START}".')
             file.starts.append(start_s)
 
     def lines() -> Iterator[tuple[int, bytes]]:

@@ -11,10 +11,9 @@ from google.protobuf.message import DecodeError
 
 from tgis_cli.bench.http2.client import INTERNAL, OK, ClientStream
 from tgis_cli.bench.load.calls import Call
-from tgis_cli.bench.load.columns import Columns, doubles, floats
+from tgis_cli.bench.load.columns import CUT, Columns, doubles, floats
 from tgis_server.wire import generation_pb2 as pb
 
-CUT = -1  # as in records.py, which imports numpy
 MAX_SAMPLES = 200  # of each latency, for the live line
 
 read_frame = pb.GenerationResponse.FromString

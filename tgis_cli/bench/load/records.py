@@ -10,8 +10,6 @@ import numpy.typing as npt
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-CUT = -1  # the status of a call that we ended because the run was cut
-
 
 @dataclass(slots=True)
 class Records:

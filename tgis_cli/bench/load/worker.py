@@ -19,12 +19,11 @@ from multiprocessing.connection import Connection
 from tgis_cli.bench.exact_loop import make_exact_loop
 from tgis_cli.bench.http2.channel import Channel, NotConnectedError
 from tgis_cli.bench.load.columns import WorkerHealth
-from tgis_cli.bench.load.orders import Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Share, Stop, Totals
+from tgis_cli.bench.load.orders import TICK_S, Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Share, Stop, Totals
 from tgis_cli.bench.load.sender import SERVICE, Sender
 from tgis_server.child import kill_with_parent
 from tgis_server.errors import GroupFailed, TgisError
 
-TICK_S = 0.25  # between totals
 LAG_S = 0.01  # between samples of the event loop's lag
 
 

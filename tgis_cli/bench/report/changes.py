@@ -25,8 +25,8 @@ COLUMNS = ("old", "new", "change", "interval", "")
 INDENT = "  "
 MANY = 100.0  # times the old value, from which percents are no words for a change
 HOW = (
-    "The intervals hold for all figures at once, with 95 % confidence, for the noise within each run. How much the "
-    "machine changes from run to run they cannot know: `tgis bench ab` measures that."
+    "The intervals hold for all figures at once, with 95 % confidence, but only for the noise within each run. They "
+    "do not cover how much the machine changes from run to run: `tgis bench ab` does."
 )
 
 

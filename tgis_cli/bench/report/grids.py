@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tgis_cli.bench.load.detail import Distribution, Level, LoadDetail, read_detail
 from tgis_cli.bench.report.units import Unit, choose_unit
-from tgis_cli.bench.result import Estimate, Figure, Result
+from tgis_cli.bench.result import PERCENTILES, Estimate, Figure, Result
 
-PERCENTILES = ("50", "90", "95", "99", "99.9")
 ACRONYMS = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "cpu": "CPU", "kv": "KV", "pss": "PSS", "gemm": "GEMM"}
 LATENCIES = {
     "ttft": "TTFT",
@@ -77,7 +76,7 @@ def make_load_grid(levels: Sequence[Level]) -> Grid:
         if latency in known:
             grid.columns.extend(make_latency_columns(levels, latency, percents))
     if any(level.objective_share is not None for level in levels):
-        add("", "held, %", "share", lambda level: level.objective_share)
+        add("", "met, %", "share", lambda level: level.objective_share)
     add("", "failed", "", lambda level: level.failed)
     return grid
 
@@ -99,7 +98,7 @@ def get_value(estimate: Estimate | None) -> float | None:
     return None if estimate is None else estimate.value
 
 
-def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) -> Grid:
+def make_percentile_grid(level: Level, percents: Iterable[str] = PERCENTILES) -> Grid:
     """A row for each latency of a level, and the intervals of the percentiles below them."""
     found = {name: level.latencies[name] for name in list_latencies(level)}
     units = {name: choose_unit("s", list_values(each)) for name, each in found.items()}

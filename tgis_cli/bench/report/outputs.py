@@ -22,14 +22,14 @@ PANEL = "Output"
 
 
 def option(flag: str, what: str) -> Any:
-    text = f"Write {what} to a file; - is stdout, in place of the table."
+    text = f"Write {what} to a file; - writes it to stdout instead of the table."
     return Annotated[str | None, typer.Option(flag, metavar="FILE", help=text, rich_help_panel=PANEL)]
 
 
 Json = option("--json", "the whole result as JSON")
-Csv = option("--csv", "a line per figure as CSV")
-Markdown = option("--markdown", "a table for a pull request as Markdown")
-Html = option("--html", "a page with charts as HTML")
+Csv = option("--csv", "one CSV line per figure")
+Markdown = option("--markdown", "a Markdown table for a pull request")
+Html = option("--html", "an HTML page with charts")
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show all percentiles of each level.", rich_help_panel=PANEL)
 ]
@@ -61,12 +61,26 @@ class Outputs:
                 raise UsageError(f"{flag} is empty: give the name of a file, or - for standard output.")
             if twice := [other for other, same in given[:number] if is_same(same, path)]:
                 where = "standard output" if path == STDOUT else path
-                raise UsageError(f"{twice[0]} and {flag} would both write to {where}: choose another file for one.")
+                raise UsageError(
+                    f"{twice[0]} and {flag} would both write to {where}: choose a different file for one of them."
+                )
             if path == STDOUT:
                 continue
             if prompts is not None and is_same(prompts, path):
                 raise UsageError(f"{flag} would replace the file of --prompts, {prompts}: choose another file.")
             check_file(flag, Path(path))
+
+    def refuse(self, why: str) -> None:
+        """For a command that makes no result.
+
+        Args:
+            why: a clause.
+
+        Raises:
+            UsageError: a file was asked for.
+        """
+        if given := self._given:
+            raise UsageError(f"{why}: leave {' and '.join(flag for flag, _ in given)} out.")
 
     def write(self, result: Result, environ: Mapping[str, str] = os.environ) -> None:
         """Write all files and name them on stderr; print the table unless something else goes to standard output.

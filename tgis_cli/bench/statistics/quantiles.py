@@ -22,10 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tgis_cli.bench.result import Estimate
+from tgis_cli.bench.result import PERCENTILES, Estimate
 from tgis_cli.bench.statistics.distributions import TAIL, Z, binomial_ranks, student_t_quantile
 
-PERCENTILES = {"50": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999}
 NUM_BATCHES = 20  # each longer than what makes neighbours alike, and still enough of them to see their spread
 MIN_BATCHED = 40  # fewer samples say too little about their likeness: they are taken as independent
 MIN_BATCH = 4

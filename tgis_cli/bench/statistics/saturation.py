@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from tgis_cli.bench.load.records import CUT, Doubles, Records
+from tgis_cli.bench.load.columns import CUT
+from tgis_cli.bench.load.records import Doubles, Records
 
 MIN_CALLS = 20  # in the later half of the level; fewer say nothing about growth
 MIN_GROWTH = 0.05  # of the calls of the later half: a smaller backlog is no failure to keep up
