@@ -66,8 +66,9 @@ def make_level(
     latencies = measure_calls(records)
     chosen = belongs_to(records, steady)
     is_ok = records.status == 0
+    answered = is_ok & chosen
     generator = describe_generator(health)
-    described = describe_latencies(latencies, is_ok & chosen, tokens)
+    described = describe_latencies(latencies, answered, tokens)
     server = watch.difference() if watch is not None else None
     series = make_series(records, latencies, tokens, step_edges)
     if watch is not None:
@@ -83,14 +84,14 @@ def make_level(
         whole=whole,
         steady=steady,
         sent=len(records.index),
-        completed=int(np.count_nonzero(is_ok & chosen)),
+        completed=int(np.count_nonzero(answered)),
         failed=int(np.count_nonzero(failed)),
         failures=count_failures(records.status[failed]),
         failure_texts={name_status(status): text for status, text in records.texts.items() if status != CUT},
         wrong_counts=wrong_counts,
         is_cut=is_cut,
         is_saturated=is_behind,
-        **estimate_rates(records, tokens, steady_edges),
+        **estimate_rates(records, tokens, steady_edges, answered, is_closed=arrivals.concurrency is not None),
         whole_output_tokens_per_s=float(tokens.by_step.sum() / whole.end_s) if whole.end_s else 0.0,
         latencies=described,
         objective_share=find_objective_share(latencies, tokens, objectives, is_ok, chosen & (records.status != CUT)),
@@ -165,18 +166,27 @@ def make_histogram(samples: Samples) -> tuple[list[float], list[int]]:
     return edges.tolist(), counts.tolist()
 
 
-def estimate_rates(records: Records, tokens: Tokens, edges: Doubles) -> dict[str, Estimate]:
-    """Rates over the steady window. What was in progress at its borders counts in proportion."""
+def estimate_rates(
+    records: Records, tokens: Tokens, edges: Doubles, answered: npt.NDArray[np.bool_], *, is_closed: bool
+) -> dict[str, Estimate]:
+    """Rates over the steady window. What was in progress at its borders counts in proportion.
+
+    Args:
+        answered: the calls of the window that were.
+    """
     is_ok = records.status == 0
     batch_s = float(edges[1] - edges[0])
+    call_s = float((records.end_s - records.sent_s)[answered].mean()) if answered.any() else 0.0
     until = np.where(np.isnan(records.first_s), records.end_s, records.first_s)
     inputs = spread(records.sent_s, until, edges, records.input_tokens)
     answers = spread(records.sent_s[is_ok], records.end_s[is_ok], edges)
     num_tokens = int(tokens.by_batch.sum())
+    # With as many streams at any time, which calls are in flight matters little to how many tokens there are.
+    token_s = 0.0 if is_closed else call_s
     return {
-        "requests_per_s": estimate_rate(answers, batch_s, int(answers.sum())),
-        "output_tokens_per_s": estimate_rate(tokens.by_batch, batch_s, num_tokens),
-        "total_tokens_per_s": estimate_rate(tokens.by_batch + inputs, batch_s, num_tokens),
+        "requests_per_s": estimate_rate(answers, batch_s, int(answers.sum()), call_s=call_s),
+        "output_tokens_per_s": estimate_rate(tokens.by_batch, batch_s, num_tokens, call_s=token_s),
+        "total_tokens_per_s": estimate_rate(tokens.by_batch + inputs, batch_s, num_tokens, call_s=call_s),
     }
 
 

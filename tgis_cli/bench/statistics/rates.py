@@ -11,25 +11,32 @@ import numpy.typing as npt
 from tgis_cli.bench.result import Estimate
 from tgis_cli.bench.statistics.distributions import TAIL, Z, student_t_quantile
 
-# Batches of the steady window: long enough that neighbours are nearly independent, as batch means need.
-NUM_BATCHES = 10
+NUM_BATCHES = 12  # of the steady window, to be joined in pairs or threes
+BATCHINGS = (12, 6, 4)  # with fewer, the interval is wider than what it is about
+CALLS_PER_BATCH = 2.0  # in their mean duration: neighbours that share too many calls are alike, as they must not be
 MIN_EVENTS = 2 * NUM_BATCHES  # fewer leave batches empty by chance
 
 
-def estimate_rate(amounts: npt.NDArray[np.float64], batch_s: float, num_events: int) -> Estimate:
+def estimate_rate(
+    amounts: npt.NDArray[np.float64], batch_s: float, num_events: int, *, call_s: float = 0.0
+) -> Estimate:
     """The rate per second by the method of batch means.
 
     Args:
-        amounts: what was done in each batch, which are equally long and follow each other.
+        amounts: what was done in each of ``NUM_BATCHES`` batches, which are equally long and follow each other.
         num_events: behind them.
+        call_s: mean duration of the calls if what they do counts evenly over it. Batches are joined until they are
+            long beside it; if too few of them are left, there is no interval.
     """
-    if batch_s <= 0 or not len(amounts):
+    if batch_s <= 0:
         return Estimate(0.0)
-    rate = float(amounts.mean()) / batch_s
-    if num_events < MIN_EVENTS or len(amounts) < 2:
+    length_s = batch_s * len(amounts)
+    rate = float(amounts.sum()) / length_s
+    num = next((num for num in BATCHINGS if length_s / num >= CALLS_PER_BATCH * call_s), None)
+    if num_events < MIN_EVENTS or num is None:
         return Estimate(rate)
-    error = float(amounts.std(ddof=1)) / math.sqrt(len(amounts)) / batch_s
-    reach = student_t_quantile(1 - TAIL, len(amounts) - 1) * error
+    rates = amounts.reshape(num, -1).sum(axis=1) / (length_s / num)
+    reach = student_t_quantile(1 - TAIL, num - 1) * float(rates.std(ddof=1)) / math.sqrt(num)
     return Estimate(rate, max(0.0, rate - reach), rate + reach)
 
 
