@@ -119,7 +119,8 @@ def make_level(concurrency: int, *, has_server: bool, is_streamed: bool, fails: 
         total_tokens_per_s=estimate(192 * rate),
         whole_output_tokens_per_s=60 * rate,
         latencies={name: make_distribution(values) for name, values in samples.items()},
-        objective_share=None,
+        num_judged=0,
+        num_good=0,
         generator={
             "workers": 1,
             "send_lag_p50_s": 0.00006,

@@ -165,6 +165,31 @@ def test_the_share_that_keeps_to_the_objectives_counts_from_the_intended_start(o
     assert level.objective_share == pytest.approx(share)
 
 
+def test_failed_calls_do_not_meet_objectives():
+    timeline = Timeline()
+    for number in range(11):
+        timeline.answer(number, number + 1, status=8 if number % 2 else 0, output_tokens=1)
+
+    (figure,) = (
+        figure
+        for figure in to_figures(level_of(timeline, 1, objectives=[Objective("e2e", 2.0)]))
+        if figure.name == "objective_share"
+    )
+
+    assert (figure.estimate.value, figure.count) == (0.5, 10)
+
+
+def test_a_level_of_failures_alone_meets_no_objective():
+    timeline = Timeline()
+    for number in range(10):
+        timeline.answer(number, number + 1, status=8, output_tokens=0)
+
+    level = level_of(timeline, 1, objectives=[Objective("e2e", 2.0)])
+
+    by_name = {figure.name: figure.estimate for figure in to_figures(level)}
+    assert (level.objective_share, by_name["objective_share"].value) == (0, 0)
+
+
 def test_one_slow_gap_in_twenty_is_within_an_objective_for_gaps():
     timeline = Timeline()
     timeline.stream(0.0, 0.1)  # ramp-up

@@ -161,7 +161,7 @@ def test_figures_of_one_name_in_different_units_have_tables_of_their_own():
 def test_a_table_of_rates_with_objectives_fits_80_columns():
     result = make_result(8, 16, 32)
     for level in result.detail["levels"]:
-        level |= {"title": "12.25 requests/s", "objective_share": 0.953}
+        level |= {"title": "12.25 requests/s", "num_judged": 1000, "num_good": 953}
 
     lines = describe(result)
 

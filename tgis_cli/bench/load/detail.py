@@ -70,7 +70,8 @@ class Level:
     total_tokens_per_s: Estimate
     whole_output_tokens_per_s: float  # of the whole level, ramp-up and tail included
     latencies: dict[str, Distribution]  # ttft, itl, tpot, e2e, and ttft_intended, e2e_intended
-    objective_share: float | None  # share of the requests that met the objectives, if there are any
+    num_judged: int  # requests of the steady window that could meet the objectives, failed ones too; 0 without any
+    num_good: int  # of these: answered, and they met all
     generator: dict[
         str, Any
     ]  # workers, send_lag_p50_s, send_lag_p99_s, loop_lag_p99_s, cpu_share, cpu_us_per_token, ...
@@ -80,6 +81,11 @@ class Level:
     waterfall: list[dict[str, Any]]  # at most 200 calls: due_s, sent_s, first_s, end_s, status, output_tokens
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def objective_share(self) -> float | None:
+        """``None`` if no request was judged."""
+        return self.num_good / self.num_judged if self.num_judged else None
 
 
 @dataclass(slots=True)

@@ -76,6 +76,7 @@ def make_level(
     is_behind = arrivals.due_s is not None and is_saturated(records)
     wrong_counts = int(np.count_nonzero(has_wrong_counts(records)))
     failed = ~is_ok & (records.status != CUT)
+    judged = chosen & (records.status != CUT) & bool(objectives)
     return Level(
         title=title,
         concurrency=arrivals.concurrency,
@@ -94,7 +95,8 @@ def make_level(
         **estimate_rates(records, tokens, steady_edges, answered, is_closed=arrivals.concurrency is not None),
         whole_output_tokens_per_s=float(tokens.by_step.sum() / whole.end_s) if whole.end_s else 0.0,
         latencies=described,
-        objective_share=find_objective_share(latencies, tokens, objectives, is_ok, chosen & (records.status != CUT)),
+        num_judged=int(np.count_nonzero(judged)),
+        num_good=int(np.count_nonzero(judged & is_ok & find_good(latencies, tokens, objectives))),
         generator=generator,
         server=server,
         first_token_split=split_first_token(server, records),
@@ -198,24 +200,16 @@ def has_wrong_counts(records: Records) -> npt.NDArray[np.bool_]:
     return is_wrong
 
 
-def find_objective_share(
-    latencies: dict[str, Doubles],
-    tokens: Tokens,
-    objectives: Sequence[Objective],
-    is_ok: npt.NDArray[np.bool_],
-    chosen: npt.NDArray[np.bool_],
-) -> float | None:
-    """The share of the chosen calls that were answered and kept to all objectives.
+def find_good(latencies: dict[str, Doubles], tokens: Tokens, objectives: Sequence[Objective]) -> npt.NDArray[np.bool_]:
+    """Which calls keep to all objectives, if they were answered.
 
     The first token and the end count from the intended start, as a user's patience does.
     """
-    if not objectives or not chosen.any():
-        return None
-    is_good = is_ok.copy()
+    is_good = np.ones(len(latencies["e2e"]), np.bool_)
     for objective in objectives:
         name = {"ttft": "ttft_intended", "e2e": "e2e_intended"}.get(objective.metric, objective.metric)
         is_good &= tokens.is_good[objective.limit_s] if name == "itl" else keeps(latencies[name], objective.limit_s)
-    return float(is_good[chosen].mean())
+    return is_good
 
 
 def keeps(latencies: Doubles, limit_s: float) -> npt.NDArray[np.bool_]:
@@ -312,6 +306,6 @@ def iterate_figures(level: Level) -> Iterator[Figure]:
             yield Figure(group, f"{name}_p{percent}", "s", "lower", estimate, latency.count)
         yield Figure(group, f"{name}_mean", "s", "", Estimate(latency.mean), latency.count)
     yield Figure(group, "failed_share", "", "lower", estimate_share(level.failed, level.sent), level.sent)
-    if level.objective_share is not None:
-        share = estimate_share(round(level.objective_share * level.completed), level.completed)
-        yield Figure(group, "objective_share", "", "higher", share, level.completed)
+    if level.num_judged:
+        share = estimate_share(level.num_good, level.num_judged)
+        yield Figure(group, "objective_share", "", "higher", share, level.num_judged)
