@@ -10,6 +10,7 @@ Nothing here knows of servers: a side is a function that measures it once.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -44,14 +45,16 @@ class Comparison:
     max_pairs: int = MAX_PAIRS
     values_a: list[float] = field(default_factory=list)
     values_b: list[float] = field(default_factory=list)
+    log_ratios: list[float] = field(default_factory=list)
+
+    def add_pair(self, a: float, b: float) -> None:
+        self.values_a.append(a)
+        self.values_b.append(b)
+        self.log_ratios.append(math.log(b / a))
 
     @property
     def num_pairs(self) -> int:
-        return len(self.values_b)
-
-    @property
-    def log_ratios(self) -> list[float]:
-        return [math.log(b / a) for a, b in zip(self.values_a, self.values_b, strict=True)]
+        return len(self.log_ratios)
 
     @property
     def ratio(self) -> Estimate:
@@ -77,11 +80,7 @@ class Comparison:
     @property
     def noise(self) -> float | None:
         """Standard deviation of the log ratio of one pair; ``None`` before the second pair."""
-        logs = self.log_ratios
-        if len(logs) < 2:
-            return None
-        mean = math.fsum(logs) / len(logs)
-        return math.sqrt(math.fsum((each - mean) ** 2 for each in logs) / (len(logs) - 1))
+        return statistics.stdev(self.log_ratios) if self.num_pairs > 1 else None
 
     @property
     def smallest_difference(self) -> float | None:
@@ -120,8 +119,7 @@ def compare_ab(
                 a, b = measure_a(), measure_b()
         except RoundsEnded:
             break
-        comparison.values_a.append(a)
-        comparison.values_b.append(b)
+        comparison.add_pair(a, b)
         on_pair(comparison)
         if comparison.verdict is not Verdict.UNDECIDED:
             break
@@ -174,13 +172,9 @@ def percent(share: float) -> str:
 
 def make_figures(comparison: Comparison, titles: Sequence[str], metric: str, unit: str, better: str) -> list[Figure]:
     """The geometric mean of each side, and the ratio, whose interval is that of the confidence sequence."""
-    means = [math.exp(math.fsum(map(math.log, values)) / len(values)) for values in sides(comparison) if values]
+    means = [statistics.geometric_mean(values) for values in (comparison.values_a, comparison.values_b) if values]
     figures = [
         Figure(title, metric, unit, better, Estimate(mean), comparison.num_pairs)
         for title, mean in zip(titles, means, strict=False)
     ]
     return [*figures, Figure("B / A", "ratio", "", better, comparison.ratio, comparison.num_pairs)]
-
-
-def sides(comparison: Comparison) -> tuple[list[float], list[float]]:
-    return comparison.values_a, comparison.values_b
