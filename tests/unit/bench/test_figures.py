@@ -28,9 +28,7 @@ def test_latencies_of_streams_are_those_of_their_tokens():
     level = level_of(closed_loop())
 
     means = {name: latency.mean for name, latency in level.latencies.items()}
-    assert means == pytest.approx(
-        {"ttft": 0.5, "itl": 0.1, "tpot": 0.1, "e2e": 1.0, "ttft_intended": 0.5, "e2e_intended": 1.0}
-    )
+    assert means == pytest.approx({"ttft": 0.5, "itl": 0.1, "tpot": 0.1, "e2e": 1.0})
     # Of ten rounds, the first one is ramp-up.
     assert (level.sent, level.completed) == (20, 18)
     assert level.latencies["ttft"].percentiles["50"] == Estimate(0.5, 0.5, 0.5)
@@ -94,7 +92,7 @@ def test_unary_calls_have_no_first_token_and_their_tokens_count_evenly():
 
     level = level_of(timeline, 1)
 
-    assert set(level.latencies) == {"e2e", "e2e_intended"}
+    assert set(level.latencies) == {"e2e"}
     assert level.output_tokens_per_s.value == pytest.approx(8)
     assert level.series.ttft_p50_s == [None] * 20
 

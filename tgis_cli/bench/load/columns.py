@@ -20,7 +20,7 @@ def floats() -> array[float]:
 
 @dataclass(slots=True)
 class Columns:
-    """The fields of ``Records``, but with times of the monotonic clock. Calls without a connection have no ``sent_s``."""
+    """The fields of ``Records``, but with times of the monotonic clock. ``sent_s`` is NaN without a connection."""
 
     index: array[int] = field(default_factory=ints)
     due_s: array[float] = field(default_factory=doubles)

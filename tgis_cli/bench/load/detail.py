@@ -69,7 +69,7 @@ class Level:
     output_tokens_per_s: Estimate
     total_tokens_per_s: Estimate
     whole_output_tokens_per_s: float  # of the whole level, ramp-up and tail included
-    latencies: dict[str, Distribution]  # ttft, itl, tpot, e2e, and ttft_intended, e2e_intended
+    latencies: dict[str, Distribution]  # ttft, itl, tpot, e2e; of open loops also ttft_intended, e2e_intended
     num_judged: int  # requests of the steady window that could meet the objectives, failed ones too; 0 without any
     num_good: int  # of these: answered, and they met all
     generator: dict[

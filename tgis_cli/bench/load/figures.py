@@ -22,7 +22,8 @@ from tgis_cli.bench.statistics.rates import NUM_BATCHES, estimate_rate, estimate
 from tgis_cli.bench.statistics.saturation import is_saturated
 from tgis_cli.bench.statistics.windows import belongs_to, find_steady_window, find_whole_window
 
-LATENCIES = ("ttft", "itl", "tpot", "e2e", "ttft_intended", "e2e_intended")
+LATENCIES = ("ttft", "itl", "tpot", "e2e")
+INTENDED = ("ttft_intended", "e2e_intended")  # of open loops: a closed one has no schedule that could be missed
 MAX_WATERFALL = 200
 MAX_STEPS = 600  # of the series: one per pixel of a wide chart
 STEP_S = 1.0
@@ -68,7 +69,8 @@ def make_level(
     is_ok = records.status == 0
     answered = is_ok & chosen
     generator = describe_generator(health)
-    described = describe_latencies(latencies, answered, tokens)
+    names = LATENCIES if arrivals.due_s is None else LATENCIES + INTENDED
+    described = describe_latencies(names, latencies, answered, tokens)
     server = watch.difference() if watch is not None else None
     series = make_series(records, latencies, tokens, step_edges)
     if watch is not None:
@@ -126,11 +128,11 @@ def measure_calls(records: Records) -> dict[str, Doubles]:
 
 
 def describe_latencies(
-    latencies: dict[str, Doubles], chosen: npt.NDArray[np.bool_], tokens: Tokens
+    names: Sequence[str], latencies: dict[str, Doubles], chosen: npt.NDArray[np.bool_], tokens: Tokens
 ) -> dict[str, Distribution]:
     """Of the chosen calls, and of all gaps in the steady window; without those that have no sample."""
     described = {}
-    for name in LATENCIES:
+    for name in names:
         if name == "itl":
             samples: Samples = tokens.gaps
             clusterings: Sequence[Clusters] = tokens.clusters

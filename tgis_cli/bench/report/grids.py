@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +100,7 @@ def get_value(estimate: Estimate | None) -> float | None:
 
 def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) -> Grid:
     """A row for each latency of a level, and the intervals of the percentiles below them."""
-    found = {name: level.latencies[name] for name in list_latencies(level)}
+    found = {name: level.latencies[name] for name in LATENCIES if name in level.latencies}
     units = {name: choose_unit("s", list_values(each)) for name, each in found.items()}
     rows = [f"{LATENCIES[name]}, {units[name].name}" for name in found]
     columns = []
@@ -115,24 +114,6 @@ def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) ->
         columns.append(Column("", name, "", [units[key].format(getattr(each, read)) for key, each in found.items()]))
     columns.append(Column("", "samples", "", [f"{each.count:,}" for each in found.values()]))
     return Grid("", rows, columns)
-
-
-def list_latencies(level: Level) -> Iterator[str]:
-    """Those that were measured. From the intended start only if that tells something else than from the actual one."""
-    for name in LATENCIES:
-        actual = level.latencies.get(name.removesuffix("_intended"))
-        found = level.latencies.get(name)
-        if found and found.count and (found is actual or not actual or not are_alike(found, actual)):
-            yield name
-
-
-def are_alike(one: Distribution, other: Distribution) -> bool:
-    """Whether they differ by less than a percent at every percentile."""
-    return all(
-        math.isclose(estimate.value, other.percentiles[name].value, rel_tol=0.01)
-        for name, estimate in one.percentiles.items()
-        if name in other.percentiles
-    )
 
 
 def list_values(distribution: Distribution) -> Iterator[float]:
