@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import NormalDist
 
+from tgis_cli.bench.report.units import write_change
 from tgis_cli.bench.result import Estimate, Figure
 from tgis_cli.bench.statistics.sequences import ALPHA, find_reach, reach_of
 
@@ -70,12 +71,13 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """A difference that is known to be within what counts as equal is none."""
-        ratio = self.ratio
-        if ratio.low is None or ratio.high is None:
+        interval = self.ratio.interval
+        if interval is None:
             return Verdict.UNDECIDED
-        if ratio.low >= 1 / (1 + self.equal_within) and ratio.high <= 1 + self.equal_within:
+        low, high = interval
+        if low >= 1 / (1 + self.equal_within) and high <= 1 + self.equal_within:
             return Verdict.EQUAL
-        return Verdict.DIFFERENT if ratio.low > 1 or ratio.high < 1 else Verdict.UNDECIDED
+        return Verdict.DIFFERENT if low > 1 or high < 1 else Verdict.UNDECIDED
 
     @property
     def noise(self) -> float | None:
@@ -129,7 +131,7 @@ def compare_ab(
 def describe_progress(comparison: Comparison) -> str:
     """``pair 8 of 60: B/A 1.03 (0.97 to 1.10); the pairs vary by 4.0 %``."""
     ratio = comparison.ratio
-    interval = f" ({ratio.low:.3f} to {ratio.high:.3f})" if ratio.low is not None else ""
+    interval = " ({:.3f} to {:.3f})".format(*ratio.interval) if ratio.interval else ""
     noise = comparison.noise
     varies = f"; the pairs vary by {noise * 100:.1f} %" if noise is not None else ""
     return f"pair {comparison.num_pairs} of {comparison.max_pairs}: B/A {ratio.value:.3f}{interval}{varies}"
@@ -144,12 +146,8 @@ def describe_verdict(comparison: Comparison, metric: str, better: str) -> list[s
     ratio = comparison.ratio
     if not comparison.num_pairs:
         return ["No pair of rounds was measured."]
-    interval = (
-        f"{CONFIDENCE} interval {percent(ratio.low - 1)} to {percent(ratio.high - 1)}"
-        if ratio.low is not None and ratio.high is not None
-        else "too few for an interval"
-    )
-    facts = f"{percent(ratio.value - 1)} in {metric} after {comparison.num_pairs} pairs of rounds ({interval})"
+    interval = f"{CONFIDENCE} interval {write_change(*ratio.interval)}" if ratio.interval else "too few for an interval"
+    facts = f"{write_change(ratio.value)} in {metric} after {comparison.num_pairs} pairs of rounds ({interval})"
     is_better = (ratio.value > 1) == (better == "higher")
     first = {
         Verdict.DIFFERENT: f"B is {'better' if is_better else 'worse'} than A: {facts}.",
@@ -163,11 +161,6 @@ def describe_verdict(comparison: Comparison, metric: str, better: str) -> list[s
         first,
         f"On this machine, {comparison.max_pairs} pairs find a difference of {smallest * 100:.1f} % nine times of ten.",
     ]
-
-
-def percent(share: float) -> str:
-    """``+9.8 %``."""
-    return f"{share * 100:+.1f} %"
 
 
 def make_figures(comparison: Comparison, titles: Sequence[str], metric: str, unit: str, better: str) -> list[Figure]:

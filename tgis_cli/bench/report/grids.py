@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tgis_cli.bench.load.detail import Distribution, Level, LoadDetail, read_detail
 from tgis_cli.bench.report.units import Unit, choose_unit
-from tgis_cli.bench.result import Estimate, Figure, Result
+from tgis_cli.bench.result import Estimate, Result
 
 PERCENTILES = ("50", "90", "95", "99", "99.9")
 ACRONYMS = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "cpu": "CPU", "kv": "KV", "pss": "PSS", "gemm": "GEMM"}
@@ -123,9 +123,8 @@ def list_values(distribution: Distribution) -> Iterator[float]:
 
 def format_interval(unit: Unit, estimate: Estimate | None) -> str:
     """``44.0-46.2``; empty where none can be given."""
-    if estimate is None or estimate.low is None or estimate.high is None:
-        return ""
-    return f"{unit.format(estimate.low)}-{unit.format(estimate.high)}"
+    interval = estimate.interval if estimate else None
+    return "-".join(map(unit.format, interval)) if interval else ""
 
 
 def make_figure_grids(result: Result) -> Iterator[Grid]:
@@ -137,7 +136,7 @@ def make_figure_grids(result: Result) -> Iterator[Grid]:
         for name, unit_of in kinds:
             figures = [found[name, unit_of] for found in rows.values()]
             estimates = [figure.estimate for figure in figures]
-            unit = choose_unit(name_unit(figures[0]), (each.value for each in estimates))
+            unit = choose_unit(name_unit(name, unit_of), (each.value for each in estimates))
             cells = [unit.format(each.value) for each in estimates]
             below = [format_interval(unit, each) for each in estimates]
             grid.columns.append(Column(*place_name(name_figure(name), unit.name), cells, below))
@@ -157,8 +156,8 @@ def name_figure(name: str) -> str:
     return " ".join(ACRONYMS.get(word, word) for word in IN_NAME.sub("", name).split("_"))
 
 
-def name_unit(figure: Figure) -> str:
-    return "share" if figure.name.endswith("_share") and not figure.unit else figure.unit
+def name_unit(name: str, unit: str) -> str:
+    return "share" if name.endswith("_share") and not unit else unit
 
 
 def drop_columns(grid: Grid, *names: str) -> Grid:

@@ -38,7 +38,7 @@ def is_saturated(records: Records) -> bool:
     has_risen = len(early) > 0 and float(np.median(late)) > MIN_RISE * float(np.median(early))
     middle = (due.min() + due.max()) / 2
     growth = count_in_flight(due, ends, due.max()) - count_in_flight(due, ends, middle)
-    return has_risen and growth > MIN_GROWTH * np.count_nonzero(due > middle)
+    return has_risen and growth > MIN_GROWTH * int(np.count_nonzero(due > middle))
 
 
 def correlate_ranks(first: Doubles, second: Doubles) -> float:
