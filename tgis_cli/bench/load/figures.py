@@ -15,12 +15,13 @@ from tgis_cli.bench.load.detail import Distribution, Level, Series
 from tgis_cli.bench.load.honesty import find_problems
 from tgis_cli.bench.load.objectives import Objective
 from tgis_cli.bench.load.records import CUT, Doubles, GeneratorHealth, Ints, Records
+from tgis_cli.bench.load.saturation import is_saturated
 from tgis_cli.bench.load.timeline import LatencyOverTime, Tokens, find_buckets, read_tokens, sum_by_call
+from tgis_cli.bench.load.windows import belongs_to, find_steady_window, find_whole_window
 from tgis_cli.bench.result import Estimate, Figure
+from tgis_cli.bench.server_side import first_token_split
 from tgis_cli.bench.statistics.quantiles import Clusters, Samples, batch_in_time, estimate_percentiles
 from tgis_cli.bench.statistics.rates import NUM_BATCHES, estimate_rate, estimate_share, spread
-from tgis_cli.bench.statistics.saturation import is_saturated
-from tgis_cli.bench.statistics.windows import belongs_to, find_steady_window, find_whole_window
 
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
 INTENDED = ("ttft_intended", "e2e_intended")  # of open loops: a closed one has no schedule that could be missed
@@ -101,7 +102,7 @@ def make_level(
         num_good=int(np.count_nonzero(judged & is_ok & find_good(latencies, tokens, objectives))),
         generator=generator,
         server=server,
-        first_token_split=split_first_token(server, records),
+        first_token_split=first_token_split(server, records),
         series=series,
         waterfall=sample_calls(records),
         problems=find_problems(generator, described, wrong_counts),
@@ -247,14 +248,6 @@ def describe_generator(health: GeneratorHealth) -> dict[str, Any]:
 
 def pick(samples: Doubles, share: float) -> float | None:
     return float(np.quantile(samples, share)) if len(samples) else None
-
-
-def split_first_token(server: dict[str, Any] | None, records: Records) -> dict[str, float] | None:
-    if server is None:
-        return None
-    from tgis_cli.bench.server_side import first_token_split
-
-    return first_token_split(server, records)
 
 
 def make_series(records: Records, latencies: dict[str, Doubles], tokens: Tokens, edges: Doubles) -> Series:

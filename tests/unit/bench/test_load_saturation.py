@@ -7,7 +7,7 @@ import heapq
 import numpy as np
 import pytest
 
-from tgis_cli.bench.statistics.saturation import is_saturated
+from tgis_cli.bench.load.saturation import is_saturated
 from timelines import open_loop
 
 LEVEL_S = 10.0  # the default
