@@ -122,7 +122,6 @@ def make_level(concurrency: int, *, has_server: bool, is_streamed: bool, fails: 
         num_good=0,
         generator={
             "workers": 1,
-            "send_lag_p50_s": 0.00006,
             "send_lag_p99_s": 0.0004,
             "loop_lag_p99_s": 0.0009,
             "cpu_share": 0.04 * rate,
@@ -211,8 +210,8 @@ def make_series(
     if has_server:
         rows = np.minimum(busy, SERVER_ROWS)
         server = {
-            "queue": (busy - rows).tolist(),
-            "batch_rows": rows.tolist(),
+            "waiting": (busy - rows).tolist(),
+            "rows_per_step": rows.tolist(),
             "kv_used_share": [None, *(rows[1:] / 40 * rng.uniform(0.9, 1.1, len(rows) - 1)).tolist()],
         }
     return Series(

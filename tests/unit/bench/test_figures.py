@@ -290,12 +290,12 @@ class OneWatch:
         return {"queue_s": 0.1, "prefill_s": 0.3}
 
     def series(self, step_s, num_steps, started_at):
-        return {"queue": [step_s, num_steps, started_at]}
+        return {"waiting": [step_s, num_steps, started_at]}
 
 
 def test_what_the_server_says_stands_beside_what_was_seen():
     level = level_of(closed_loop(), watch=OneWatch(), started_at=100.0)
 
     assert level.server == {"queue_s": 0.1, "prefill_s": 0.3}
-    assert level.series.server == {"queue": [1.0, 10, 100.0]}
+    assert level.series.server == {"waiting": [1.0, 10, 100.0]}
     assert level.first_token_split == pytest.approx({"client": 0, "queue": 0.1, "prefill": 0.3, "rest": 0.1})

@@ -44,7 +44,7 @@ class Series:
     itl_p50_s: list[float | None]
     itl_p95_s: list[float | None]
     errors: list[int]
-    server: dict[str, list[float | None]] = field(default_factory=dict)  # queue, batch_rows, kv_used_share
+    server: dict[str, list[float | None]] = field(default_factory=dict)  # waiting, rows_per_step, kv_used_share
 
 
 @dataclass(slots=True)
@@ -72,9 +72,7 @@ class Level:
     latencies: dict[str, Distribution]  # ttft, itl, tpot, e2e; of open loops also ttft_intended, e2e_intended
     num_judged: int  # requests of the steady window that could meet the objectives, failed ones too; 0 without any
     num_good: int  # of these: answered, and they met all
-    generator: dict[
-        str, Any
-    ]  # workers, send_lag_p50_s, send_lag_p99_s, loop_lag_p99_s, cpu_share, cpu_us_per_token, ...
+    generator: dict[str, Any]  # workers, send_lag_p99_s, loop_lag_p99_s, cpu_share, cpu_us_per_token, ...
     server: dict[str, Any] | None  # differences of /metrics over the level; None without it
     first_token_split: dict[str, float] | None  # mean seconds: client, queue, prefill, rest
     series: Series

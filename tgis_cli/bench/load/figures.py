@@ -91,7 +91,7 @@ def make_level(
         completed=int(np.count_nonzero(answered)),
         failed=int(np.count_nonzero(failed)),
         failures=count_failures(records.status[failed]),
-        failure_texts={name_status(status): text for status, text in records.texts.items() if status != CUT},
+        failure_texts={name_status(status): text for status, text in records.texts.items()},
         wrong_counts=wrong_counts,
         is_cut=is_cut,
         is_saturated=is_behind,
@@ -234,7 +234,6 @@ def name_status(code: int) -> str:
 def describe_generator(health: GeneratorHealth) -> dict[str, Any]:
     return {
         "workers": health.workers,
-        "send_lag_p50_s": pick(health.send_lag_s, 0.5),
         "send_lag_p99_s": pick(health.send_lag_s, 0.99),
         "num_queued": health.num_queued,
         "loop_lag_p99_s": pick(health.loop_lag_s, 0.99),

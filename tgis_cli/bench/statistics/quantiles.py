@@ -70,7 +70,7 @@ class Labels:
         return cls(labels, count_labels(labels))
 
     def count(self, mask: Mask) -> Counts:
-        return count_labels(self.labels, mask)[: len(self.sizes)]
+        return count_labels(self.labels, mask)
 
 
 def count_labels(labels: npt.NDArray[np.uint8], mask: Mask | None = None) -> Counts:

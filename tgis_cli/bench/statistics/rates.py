@@ -1,8 +1,10 @@
-"""Rates and shares with 95 % intervals."""
+"""Means, rates and shares with 95 % intervals."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,15 @@ NUM_BATCHES = 12  # of the steady window, to be joined in pairs or threes
 BATCHINGS = (12, 6, 4)  # with fewer, the interval is wider than what it is about
 CALLS_PER_BATCH = 2.0  # in their mean duration: neighbours that share too many calls are alike, as they must not be
 MIN_EVENTS = 2 * NUM_BATCHES  # fewer leave batches empty by chance
+
+
+def estimate_mean(values: Sequence[float]) -> Estimate:
+    """The mean of what is never negative, with Student's interval, which needs two values."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(mean)
+    half = student_t_quantile(1 - TAIL, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(mean, max(0.0, mean - half), mean + half)
 
 
 def estimate_rate(
@@ -35,9 +46,7 @@ def estimate_rate(
     num = next((num for num in BATCHINGS if length_s / num >= CALLS_PER_BATCH * call_s), None)
     if num_events < MIN_EVENTS or num is None:
         return Estimate(rate)
-    rates = amounts.reshape(num, -1).sum(axis=1) / (length_s / num)
-    reach = student_t_quantile(1 - TAIL, num - 1) * float(rates.std(ddof=1)) / math.sqrt(num)
-    return Estimate(rate, max(0.0, rate - reach), rate + reach)
+    return estimate_mean((amounts.reshape(num, -1).sum(axis=1) / (length_s / num)).tolist())
 
 
 def estimate_share(num_hits: int, num: int) -> Estimate:
