@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -78,7 +79,7 @@ def test_a_closed_loop_over_several_workers_sends_each_call_once():
     assert (np.diff(records.end_s) >= 0).all()
     assert (health.workers, health.num_tokens, health.num_queued, health.is_cut) == (2, 250, 0, False)
     assert health.cpu_s > 0
-    assert 0 < health.peak_bytes < 300e6
+    assert health.peak_bytes > 3 * 10e6  # of two workers and this process
     assert len(health.loop_lag_s) > 0
 
 
@@ -270,10 +271,16 @@ def is_busy() -> bool:
 
 @pytest.mark.acceptance
 def test_a_hundred_thousand_streams_leave_room_in_300_mb():
-    """Of all processes: the one that joins what the workers have measured needs 160 MB for it."""
-    with open_workers(2, output_tokens=64, interval_s=0.0) as workers:
-        records, health = workers.run_level(Arrivals(concurrency=64, max_calls=100_000))
+    """Of all processes. The one that joins what the workers have measured is a new one, as this one has tests."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_load_workers import Arrivals, open_workers
+with open_workers(2, output_tokens=64, interval_s=0.0) as workers:
+    records, health = workers.run_level(Arrivals(concurrency=64, max_calls=100_000))
+print(len(records.index), len(records.gap_s), health.peak_bytes)
+"""
+    num_calls, num_gaps, peak_bytes = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
 
-    assert len(records.index) == 100_000
-    assert len(records.gap_s) == 100_000 * 63
-    assert health.peak_bytes < 140e6
+    assert (num_calls, num_gaps) == (100_000, 100_000 * 63)
+    assert peak_bytes < 300e6

@@ -74,7 +74,7 @@ def compare_results(old: Result, new: Result, *, max_regress: float = MAX_REGRES
     pairs = list(pair_figures(old, new))
     if not pairs:
         raise UsageError("The results have no figure in common: their groups are different.")
-    num_judged = sum(has_interval(before) and has_interval(after) for before, after in pairs)
+    num_judged = sum(bool(before.estimate.interval and after.estimate.interval) for before, after in pairs)
     widening = NormalDist().inv_cdf(1 - TAIL / max(1, num_judged)) / Z
     rows = [make_row(before, after, widening, max_regress) for before, after in pairs]
     return Table(rows, list(list_notes(old, new, rows)))
@@ -110,10 +110,6 @@ def pair_figures(old: Result, new: Result) -> Iterator[tuple[Figure, Figure]]:
                 yield figure, groups[group][name]
 
 
-def has_interval(figure: Figure) -> bool:
-    return figure.estimate.low is not None and figure.estimate.high is not None
-
-
 def make_row(old: Figure, new: Figure, widening: float, max_regress: float) -> Row:
     ratio = estimate_ratio(old.estimate, new.estimate, widening)
     change = judge(old, new, ratio, max_regress)
@@ -133,10 +129,12 @@ def estimate_ratio(old: Estimate, new: Estimate, widening: float) -> Estimate:
     if not (old.value > 0 and new.value > 0):
         return Estimate(math.nan)
     ratio = new.value / old.value
-    if old.low is None or old.high is None or new.low is None or new.high is None:
+    if not (old.interval and new.interval):
         return Estimate(ratio)
-    down = widening * math.hypot(distance(new.value, new.low), distance(old.value, old.high))
-    up = widening * math.hypot(distance(new.value, new.high), distance(old.value, old.low))
+    (old_down, old_up), (new_down, new_up) = (
+        [distance(each.value, end) for end in each.interval or ()] for each in (old, new)
+    )
+    down, up = widening * math.hypot(new_down, old_up), widening * math.hypot(new_up, old_down)
     return Estimate(ratio, ratio * math.exp(-down), ratio * math.exp(up) if up < MAX_EXPONENT else math.inf)
 
 
@@ -147,9 +145,10 @@ def distance(value: float, end: float) -> float:
 def judge(old: Figure, new: Figure, ratio: Estimate, max_regress: float) -> Change:
     if math.isnan(ratio.value):
         return judge_zero(old, new)
-    if ratio.low is None or ratio.high is None:
+    if not ratio.interval:
         return Change.UNKNOWN
-    if ratio.low <= 1 <= ratio.high:
+    low, high = ratio.interval
+    if low <= 1 <= high:
         return Change.NOISE
     if (ratio.value > 1) == (old.better == "higher"):
         return Change.BETTER
@@ -161,21 +160,17 @@ def judge(old: Figure, new: Figure, ratio: Estimate, max_regress: float) -> Chan
 def judge_zero(old: Figure, new: Figure) -> Change:
     """Where one value is 0, as shares of failures are, there is no ratio: the intervals must not touch."""
     before, after = find_ends(old), find_ends(new)
-    if before is None or after is None:
+    if not (before and after):
         return Change.UNKNOWN
     if before[0] <= after[1] and after[0] <= before[1]:
         return Change.NOISE
-    has_risen = new.estimate.value > old.estimate.value
-    return Change.BETTER if has_risen == (old.better == "higher") else Change.REGRESSION
+    return Change.BETTER if (new.estimate.value > old.estimate.value) == (old.better == "higher") else Change.REGRESSION
 
 
 def find_ends(figure: Figure) -> tuple[float, float] | None:
-    """The interval of a figure where one of two is 0."""
-    value, low, high = figure.estimate.value, figure.estimate.low, figure.estimate.high
-    if low is not None and high is not None:
-        return low, high
-    # No noise makes a throughput 0: nothing was done at all.
-    return (value, value) if figure.better == "higher" else None
+    """The interval of a figure where one of two is 0. No noise makes a throughput 0: nothing was done at all."""
+    value = figure.estimate.value
+    return figure.estimate.interval or ((value, value) if figure.better == "higher" else None)
 
 
 def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:

@@ -148,7 +148,9 @@ def test_the_smallest_difference_is_found_nine_times_of_ten():
     def measure(rng: random.Random, speed: float):
         return lambda: speed * math.exp(rng.gauss(0, 0.05))
 
-    typical = Comparison(values_a=[math.exp(0.0707), 1.0] * 30, values_b=[1.0, math.exp(0.0707)] * 30)
+    typical = Comparison()
+    for a, b in [(math.exp(0.0707), 1.0), (1.0, math.exp(0.0707))] * 30:
+        typical.add_pair(a, b)
     smallest = typical.smallest_difference
     found = [
         compare_ab(measure(rng, 1.0), measure(rng, 1 + smallest)).verdict is Verdict.DIFFERENT

@@ -144,7 +144,7 @@ class Recorder:
         columns = self.columns
         columns.index.append(call.index)
         columns.due_s.append(call.due)
-        columns.sent_s.append(call.sent if call.sent == call.sent else at)  # NaN: there was no connection
+        columns.sent_s.append(call.sent)
         columns.first_s.append(call.first)
         columns.end_s.append(at)
         columns.status.append(status)

@@ -169,8 +169,9 @@ class Workers:
         for process in self._processes:
             process.send(Go(start_s))
         done = self._watch(on_tick)
-        records = merge_columns([each.columns for each in done], start_s)
-        health = merge_health([each.health for each in done], records, is_cut=self._is_cut, reason=self._reason)
+        columns = [each.columns for each in done]
+        records = merge_columns(columns, start_s)
+        health = merge_health([each.health for each in done], columns, is_cut=self._is_cut, reason=self._reason)
         return records, health
 
     def cut(self) -> None:

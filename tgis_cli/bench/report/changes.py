@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 from tgis_cli.bench.compare import Change, Row, Table
-from tgis_cli.bench.report.grids import Column, Grid, name_figure
+from tgis_cli.bench.report.grids import Column, Grid, name_figure, name_unit
 from tgis_cli.bench.report.markdown import escape, write_grid
 from tgis_cli.bench.report.remarks import Remark
 from tgis_cli.bench.report.table import draw_grid, draw_remarks
-from tgis_cli.bench.report.units import UNKNOWN, Unit, choose_unit
-from tgis_cli.bench.result import Estimate
+from tgis_cli.bench.report.units import UNKNOWN, Unit, choose_unit, write_change
 
 WORDS = {
     Change.REGRESSION: "REGRESSION",
@@ -23,7 +21,6 @@ WORDS = {
 }
 COLUMNS = ("old", "new", "change", "interval", "")
 INDENT = "  "
-MANY = 100.0  # times the old value, from which percents are no words for a change
 HOW = (
     "The intervals hold for all figures at once, with 95 % confidence, but only for the noise within each run. They "
     "do not cover how much the machine changes from run to run: `tgis bench ab` does."
@@ -71,10 +68,7 @@ def choose_units(rows: Sequence[Row]) -> Units:
     values: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         values.setdefault((row.name, row.unit), []).extend((row.old.value, row.new.value))
-    return {
-        (name, unit): choose_unit("share" if name.endswith("_share") else unit, found)
-        for (name, unit), found in values.items()
-    }
+    return {key: choose_unit(name_unit(*key), found) for key, found in values.items()}
 
 
 def name_row(row: Row, units: Units) -> str:
@@ -86,23 +80,7 @@ def name_row(row: Row, units: Units) -> str:
 def write_cells(row: Row, units: Units) -> tuple[str, ...]:
     unit = units[row.name, row.unit]
     values = (unit.format(row.old.value), unit.format(row.new.value))
-    return (*values, write_change(row.ratio.value), write_interval(row.ratio), WORDS[row.change])
-
-
-def write_change(ratio: float) -> str:
-    """``+4.5 %``; ``120x`` where percents would be long."""
-    if math.isnan(ratio):
-        return UNKNOWN
-    return f"{ratio:.3g}x" if ratio >= MANY else f"{(ratio - 1) * 100:+.1f} %"
-
-
-def write_interval(ratio: Estimate) -> str:
-    """``-2.6 to +2.5 %``; an upper end that tells nothing is left out."""
-    if ratio.low is None or ratio.high is None:
-        return UNKNOWN
-    if ratio.high >= MANY:
-        return f"{write_change(ratio.low)} or more" if ratio.low > 0 else UNKNOWN
-    return f"{(ratio.low - 1) * 100:+.1f} to {(ratio.high - 1) * 100:+.1f} %"
+    return (*values, write_change(row.ratio.value), write_change(*(row.ratio.interval or ())), WORDS[row.change])
 
 
 def describe_change(row: Row, units: Units) -> str:

@@ -11,6 +11,7 @@ UNKNOWN = "-"
 LONG_S, SHORT_S = 10.0, 0.5  # a column that reaches the first, or stays above the second, is in seconds
 MAX_DECIMALS = 3
 DIGITS = 3  # that are significant; more than a measurement can mean
+MANY = 100.0  # times the old value, from which percents are no words for a change
 ABSURD = 1e12  # of any unit, so that a wrong figure does not widen its table
 BYTES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
@@ -64,6 +65,21 @@ def count_decimals(smallest: float, largest: float) -> int:
 
 def magnitude(value: float) -> int:
     return math.floor(math.log10(abs(value))) if value else 0
+
+
+def write_change(*ratios: float) -> str:
+    """``+4.5 %`` for a ratio of 1.045; ``-1.0 to +4.5 %`` for two, the ends of an interval.
+
+    Large ones are written as ``120x``, and an upper end that tells nothing is left out: ``-1.0 % or more``.
+    """
+    if not ratios or not is_known(ratios[0]):
+        return UNKNOWN
+    low, high = ratios[0], ratios[-1]
+    if len(ratios) == 1 and low >= MANY:
+        return f"{low:.3g}x"
+    if len(ratios) > 1 and high >= MANY:
+        return f"{write_change(low)} or more" if low > 0 else UNKNOWN
+    return " to ".join(f"{(ratio - 1) * 100:+.1f}" for ratio in ratios) + " %"
 
 
 def is_known(value: float | None) -> TypeGuard[float]:
