@@ -15,7 +15,7 @@ from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Distribution, Level, Series
 from tgis_cli.bench.load.honesty import find_problems
 from tgis_cli.bench.load.objectives import Objective
-from tgis_cli.bench.load.records import CUT, Doubles, GeneratorHealth, Ints, Records
+from tgis_cli.bench.load.records import Doubles, GeneratorHealth, Ints, Records
 from tgis_cli.bench.load.saturation import is_saturated
 from tgis_cli.bench.load.timeline import LatencyOverTime, Tokens, find_buckets, read_tokens, sum_by_call
 from tgis_cli.bench.load.windows import belongs_to, find_steady_window, find_whole_window
