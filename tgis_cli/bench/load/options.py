@@ -111,7 +111,8 @@ OPTIONS: dict[str, Any] = dict(
             int | None,
             ARRIVAL,
             "N",
-            f"Calls before the first level that do not count. [default: one per stream, at most {MAX_WARMUP}]",
+            f"Calls before the first level that do not count. [default: one per stream, at most {MAX_WARMUP}; none "
+            "for a trace]",
             min=0,
         ),
         option("workers", int | None, ARRIVAL, "N", "Processes that send. [default: by the load]", min=1, max=64),
