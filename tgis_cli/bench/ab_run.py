@@ -28,7 +28,7 @@ from tgis_cli.bench.load.figures import LATENCIES, to_figures
 from tgis_cli.bench.load.levels import FixedLevels, Plan
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import ARRIVALS, LoadOptions
-from tgis_cli.bench.load.run import LoadRun, OpenSender, choose_workers, is_trace, open_feed, open_workers
+from tgis_cli.bench.load.run import LoadRun, OpenSender, choose_workers, digest_of, is_trace, open_feed, open_workers
 from tgis_cli.bench.load.target import Target, describe_model, describe_server, open_target
 from tgis_cli.bench.result import Figure, Result
 from tgis_cli.bench.statistics.quantiles import PERCENTILES
@@ -140,6 +140,7 @@ class AbRun:
     failure: str = ""  # why it was cut, if not by us
     problems: list[str] = field(default_factory=list)  # the first of each round that has some
     model: dict[str, Any] = field(default_factory=dict)
+    prompts_digest: str = ""
     servers: dict[str, Any] = field(default_factory=dict)
 
     def stop(self) -> None:
@@ -156,6 +157,7 @@ class AbRun:
             if is_trace(feed):
                 raise UsageError(f'A round is a load of its own, no trace: leave "start_s" out of {options.prompts}.')
             with self.open_sender(target, feed, options.workers or choose_workers(options)) as sender:
+                self.prompts_digest = digest_of(feed)
                 self.model = self.model or describe_model(target)
                 self.servers[side.letter] = describe_server(target)
                 yield OpenSide(side, LoadRun(options, target, feed, self.live, sender), self.plan)
@@ -286,7 +288,7 @@ def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) ->
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["tgis", *sys.argv[1:]]),
         options=dict(run.options.given) | {"seed": run.options.seed, "salt": run.options.salt},
-        shape=run.options.describe_shape() | {"level": run.plan.title},
+        shape=run.options.describe_shape(run.prompts_digest) | {"level": run.plan.title},
         fingerprint=make_fingerprint(os.environ, model=run.model, server=run.servers, run=dict(run.options.given)),
         figures=make_figures(comparison, titles, run.metric, figure.unit, figure.better),
         problems=[*filter(None, [run.failure]), *(doubts if is_doubtful else [])],

@@ -15,6 +15,7 @@ from tgis_cli.bench.report.outputs import Csv, Html, Json, Markdown, Outputs, Ve
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import PANEL, with_connection_options
 from tgis_cli.clients.parameter_flags import with_parameters
+from tgis_cli.clients.tls_files import name_flags
 from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.quiet_input import quiet_input
 from tgis_cli.terminal.stop_signals import interrupted_by_signals, stopping_by
@@ -55,8 +56,10 @@ def load(
     outputs = Outputs(json_, csv, markdown, html, is_verbose=verbose)
     outputs.check()
     if is_self:
+        flags = {"--url": connection.url, "--launch": launch, "--metrics-url": metrics_url}
+        of_server = [*(flag for flag, value in flags.items() if value is not None), name_flags(connection)]
         with interrupted_by_signals():
-            result = measure_generator(options)
+            result = measure_generator(options, [flag for flag in of_server if flag])
         outputs.write(result)
         leave(0 if result.is_valid else 1)
     stopped: list[signal.Signals] = []

@@ -130,6 +130,9 @@ def test_a_round_is_eight_streams_for_five_seconds_unless_told_otherwise(opened)
     _, servers, _ = compare(max_pairs=2, flags={"concurrency": "2", "duration": 3.0})
     assert (servers["a:1"].levels[1].concurrency, servers["a:1"].levels[1].max_s) == (2, 3.0)
 
+    _, servers, _ = compare(max_pairs=2, flags={"duration": 3.0})
+    assert (servers["a:1"].levels[1].concurrency, servers["a:1"].levels[1].max_s) == (8, 3.0)
+
 
 @pytest.mark.parametrize("flags", [{"concurrency": "1,8"}, {"sweep": True}, {"goodput": "ttft<1s"}])
 def test_a_round_has_one_level(opened, flags):

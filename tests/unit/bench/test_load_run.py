@@ -21,7 +21,7 @@ from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.records import GeneratorHealth, Records
-from tgis_cli.bench.load.run import run_load
+from tgis_cli.bench.load.run import measure_generator, run_load
 from tgis_cli.bench.load.target import Target
 from tgis_cli.bench.result import Result
 from tgis_cli.clients.address import Address
@@ -189,11 +189,50 @@ def test_a_trace_is_not_warmed_up_unless_that_is_asked_for(tmp_path: Path):
         ({"input_tokens": "2000"}, "make up to 2,064 tokens, but this server allows 2,048"),
         ({"output_tokens": "1:1025"}, "allows at most 1,024 new tokens per answer"),
         ({"input_tokens": "1"}, "adds 1 to each text: at least 2 are needed"),
+        ({"shared_prefix": 127}, "adds 1 to each text and --shared-prefix takes 127: at least 129 are needed"),
     ],
 )
 def test_shapes_that_the_model_cannot_have_are_refused(flags: dict[str, str], reason: str):
     with pytest.raises(UsageError, match=reason):
         measure(SimulatedServer(), **flags)
+
+
+def test_a_stream_with_one_input_can_have_a_limit_for_its_first_token():
+    flags = {"stream": True, "inputs_per_call": 1, "goodput": "ttft<1s"}
+
+    assert LoadOptions.from_flags(flags, Parameters()).is_streamed
+
+
+@pytest.mark.parametrize("flags", [{"duration": 60.0}, {"requests": 40}])
+def test_with_a_length_of_their_own_all_default_levels_are_measured(flags: dict[str, Any]):
+    result = measure(SimulatedServer(step_s=1.0), **flags)
+
+    assert titles(result) == ["1 stream", "8 streams", "32 streams"]
+
+
+def test_the_shape_of_prompts_is_their_digest(tmp_path: Path):
+    shapes = []
+    for name, text in (("a", "one"), ("b", "one"), ("a", "two")):
+        path = tmp_path / name
+        path.write_text(f'{{"text": "{text}"}}\n')
+        shapes.append(measure(SimulatedServer(), prompts=str(path), concurrency="1").shape)
+
+    assert shapes[0] == shapes[1] != shapes[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parameters", "of_server", "named"),
+    [
+        ({"concurrency": "8"}, Parameters(), [], "--concurrency"),
+        ({"duration": 2.0, "workers": 2}, Parameters(temperature=0.5), [], "--temperature"),
+        ({}, Parameters(), ["--url", "--ca"], "--url, --ca"),
+    ],
+)
+def test_options_without_an_effect_on_the_generator_alone_are_refused(
+    flags: dict[str, Any], parameters: Parameters, of_server: list[str], named: str
+):
+    with pytest.raises(UsageError, match=f"a load of its own, so {named} has no effect"):
+        measure_generator(LoadOptions.from_flags(flags, parameters), of_server)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +246,6 @@ def test_shapes_that_the_model_cannot_have_are_refused(flags: dict[str, str], re
         ({"speed": 2.0}, "--speed is for a trace"),
         ({"stream": True, "inputs_per_call": 2}, "A stream has one prompt"),
         ({"stream": False, "goodput": "ttft<5ms"}, "only e2e can be held"),
-        ({"shared_prefix": 128}, "must be less than the 128 tokens of the shortest prompt"),
         ({"concurrency": "1,x"}, "must be whole numbers of streams above 0, such as 1,8,32"),
         ({"concurrency": "0"}, "must be whole numbers of streams above 0"),
         ({"rate": "-1"}, "must be calls per second above 0"),

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeGuard
@@ -194,11 +194,7 @@ def open_feed(options: LoadOptions, target: Target) -> Iterator[SyntheticFeed | 
         return
     check_lengths(options, target)
     vocabulary = Vocabulary.find(target.client.count_tokens)
-    if options.inputs.low <= vocabulary.num_special:
-        raise UsageError(
-            f"--input-tokens is {options.inputs.text}, but this tokenizer adds {vocabulary.num_special} to each text: "
-            f"at least {vocabulary.num_special + 1} are needed."
-        )
+    check_prefix(options, vocabulary.num_special)
     yield SyntheticFeed(shape, vocabulary, options.inputs, options.outputs, options.shared_prefix, options.salt)
 
 
@@ -234,6 +230,25 @@ def check_lengths(options: LoadOptions, target: Target) -> None:
             f"--input-tokens {options.inputs.text} and --output-tokens {options.outputs.text} make up to {longest:,} "
             f"tokens, but this server allows {info.max_sequence_length:,} for input and output together."
         )
+
+
+def check_prefix(options: LoadOptions, num_special: int) -> None:
+    """
+    Args:
+        num_special: tokens that the tokenizer adds to each text.
+
+    Raises:
+        UsageError: the shortest prompt has no token of its own.
+    """
+    inputs, prefix = options.inputs, options.shared_prefix
+    if inputs.low > num_special + prefix:
+        return
+    added = f"this tokenizer adds {num_special} to each text" if num_special else ""
+    shared = f"--shared-prefix takes {prefix}" if prefix else ""
+    raise UsageError(
+        f"--input-tokens is {inputs.text}, but {' and '.join(filter(None, (added, shared)))}: at least "
+        f"{num_special + prefix + 1} are needed."
+    )
 
 
 @contextlib.contextmanager
@@ -280,15 +295,19 @@ def run_load(
     return make_result(run, fingerprint)
 
 
-def measure_generator(options: LoadOptions) -> Result:
+def measure_generator(options: LoadOptions, of_server: Sequence[str]) -> Result:
     """What the generator itself costs and adds, without a server.
+
+    Args:
+        of_server: flags that are given and say which server to measure.
 
     Raises:
         UsageError: options are given that have no effect then.
     """
     from tgis_cli.bench.self_test import SelfTestOptions, run_self_test
 
-    if useless := [as_flag(name) for name in options.given if name not in ("workers", "duration")]:
+    names = [*(name for name in options.given if name not in ("workers", "duration")), *options.parameters.given()]
+    if useless := [*map(as_flag, names), *of_server]:
         raise UsageError(f"--self has a load of its own, so {', '.join(useless)} has no effect: leave it out.")
     seconds = options.pacing.max_s if "duration" in options.given else None
     own = SelfTestOptions(workers=options.workers or 1, **({"seconds": seconds} if seconds else {}))
@@ -298,6 +317,10 @@ def measure_generator(options: LoadOptions) -> Result:
 def name_command() -> str:
     """As typed."""
     return shlex.join(["tgis", *sys.argv[1:]])
+
+
+def digest_of(feed: SyntheticFeed | PromptFile) -> str:
+    return feed.digest if isinstance(feed, PromptFile) else ""
 
 
 def choose_workers(options: LoadOptions, feed: SyntheticFeed | PromptFile | None = None) -> int:
@@ -325,7 +348,7 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=name_command(),
         options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
-        shape=options.describe_shape(),
+        shape=options.describe_shape(digest_of(run.feed)),
         fingerprint=fingerprint,
         figures=[figure for level in levels for figure in to_figures(level)],
         problems=[*run.problems, *list_problems(run)],
