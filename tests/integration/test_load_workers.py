@@ -253,7 +253,7 @@ def test_a_level_can_be_cut_from_another_thread():
 def test_the_generator_sees_the_stamps_within_a_millisecond():
     p50_limit_s, p95_limit_s = (0.1, 1.0) if is_busy() else (0.001, 0.001)
 
-    result = run_self_test(SelfTestOptions(seconds=4), "tgis bench load --self", {})
+    result = run_self_test(SelfTestOptions(seconds=4), {})
 
     figures = {(figure.group, figure.name): figure.estimate.value for figure in result.figures}
     assert 0 < figures[STEADY, "added_delay_p50"] < p50_limit_s

@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TextIO
 
@@ -285,8 +282,6 @@ def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) ->
     is_doubtful = len(run.problems) > MAX_DOUBTFUL_SHARE * run.num_rounds
     return Result(
         kind="ab",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["tgis", *sys.argv[1:]]),
         options=dict(run.options.given) | {"seed": run.options.seed, "salt": run.options.salt},
         shape=run.options.describe_shape(run.prompts_digest) | {"level": run.plan.title},
         fingerprint=make_fingerprint(os.environ, model=run.model, server=run.servers, run=dict(run.options.given)),

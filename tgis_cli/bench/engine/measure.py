@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -129,8 +127,6 @@ def measure_engine(
     figures = list(make_figures(measured, work_of_device(run, decided.summary), limits, run))
     return Result(
         kind="engine",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["tgis", *sys.argv[1:]]),
         options=asdict(options),
         shape={"model": Path(run.model_id).name, "works": [work.title for work in plan.works]},
         fingerprint=fingerprint,

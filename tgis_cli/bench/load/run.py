@@ -6,12 +6,9 @@ import contextlib
 import dataclasses
 import math
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Protocol, TypeGuard
 
 from tgis_cli.bench.fingerprint import make_fingerprint
@@ -311,12 +308,7 @@ def measure_generator(options: LoadOptions, of_server: Sequence[str]) -> Result:
         raise UsageError(f"--self has a load of its own, so {', '.join(useless)} has no effect: leave it out.")
     seconds = options.pacing.max_s if "duration" in options.given else None
     own = SelfTestOptions(workers=options.workers or 1, **({"seconds": seconds} if seconds else {}))
-    return run_self_test(own, name_command(), make_fingerprint(os.environ, model={}, server={}, run=options.given))
-
-
-def name_command() -> str:
-    """As typed."""
-    return shlex.join(["tgis", *sys.argv[1:]])
+    return run_self_test(own, make_fingerprint(os.environ, model={}, server={}, run=options.given))
 
 
 def digest_of(feed: SyntheticFeed | PromptFile) -> str:
@@ -345,8 +337,6 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
     knee = find_knee(run.outcomes) if all(outcome.plan.concurrency for outcome in run.outcomes) else None
     result = Result(
         kind="load",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=name_command(),
         options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
         shape=options.describe_shape(digest_of(run.feed)),
         fingerprint=fingerprint,

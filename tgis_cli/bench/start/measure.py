@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -164,8 +162,6 @@ def measure_starts(
         raise Interrupted(stopped[0])
     return Result(
         kind="start",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["tgis", *sys.argv[1:]]),
         options={"rounds": rounds},
         shape={"model": Path(decided.run.model_id).name},
         fingerprint=fingerprint,
