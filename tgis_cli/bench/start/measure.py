@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 from tgis_cli.bench.decided import decide, private_run_dir
@@ -22,7 +21,7 @@ from tgis_cli.own_server.run_log import RunLog
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.servers import READY_FILE, RunningServer
 from tgis_cli.terminal.status_line import StatusLine
-from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
+from tgis_cli.terminal.stop_signals import Stop
 from tgis_server.options import load_config
 
 POLL_S = 0.02
@@ -65,7 +64,7 @@ class Starts:
     options: LaunchOptions
     environ: Mapping[str, str]
     files: Sequence[Path]  # of the model
-    stopped: list[Signals] = field(default_factory=list)  # gets the signal that ends the measurement early
+    stop: Stop = field(default_factory=Stop)  # ends the measurement early
     done: list[Start] = field(default_factory=list)
 
     def measure(self, *, is_cold: bool) -> None:
@@ -96,7 +95,7 @@ class Starts:
             The server when it is ready, or ``None`` after a signal.
         """
         server: RunningServer | None = None
-        while not self.stopped:
+        while not self.stop:
             launcher.check()
             if server is None or (server.door / READY_FILE).exists():
                 server = launcher.find_server()
@@ -135,7 +134,7 @@ def measure_starts(
     config_file: Path | None,
     environ: Mapping[str, str],
     rounds: int,
-    stopped: list[Signals],
+    stop: Stop,
 ) -> Result:
     """Measure, with a line of progress on stderr.
 
@@ -148,18 +147,18 @@ def measure_starts(
     fingerprint = make_fingerprint(
         environ, model=decided.describe_model(), server=decided.given, run={"rounds": rounds}
     )
-    starts = Starts(LaunchOptions(flags, config_file), environ, list_files(decided.run.model_dir), stopped)
+    starts = Starts(LaunchOptions(flags, config_file), environ, list_files(decided.run.model_dir), stop)
     try:
-        with stopping_by(stopped.append):
+        with stop.calling():
             for number, is_cold in list_starts(rounds):
-                if stopped:
+                if stop:
                     break
                 line.show(lambda: f"{'cold' if is_cold else 'warm'} start {number} of {rounds}")  # noqa: B023  at once
                 starts.measure(is_cold=is_cold)
     finally:
         line.clear()
     if not starts.done:
-        raise Interrupted(stopped[0])
+        raise stop.as_error()
     return Result(
         kind="start",
         options={"rounds": rounds},
@@ -167,7 +166,7 @@ def measure_starts(
         fingerprint=fingerprint,
         figures=list(make_figures(starts.done)),
         notes=[*decided.warnings, *explain_cold_starts(starts.done)],
-        is_cut=bool(stopped),
+        is_cut=bool(stop),
         detail={"starts": [asdict(start) for start in starts.done]},
     )
 
