@@ -14,7 +14,13 @@ from tgis_server.errors import UsageError
 SPEED = Figure("8 streams", "output_tokens_per_s", "tokens/s", "higher", Estimate(100.0, None, 110.0), 7)
 NOTHING = Figure("8 streams", "failed_share", "", "lower", Estimate(math.nan))
 RESULT = Result(
-    "load", "2030-01-01", "tgis bench", {"a": 1}, {"b": 2}, {"c": {}}, [SPEED, NOTHING], ["It is slow."], is_cut=True
+    kind="load",
+    options={"a": 1},
+    shape={"b": 2},
+    fingerprint={"c": {}},
+    figures=[SPEED, NOTHING],
+    problems=["It is slow."],
+    is_cut=True,
 )
 
 

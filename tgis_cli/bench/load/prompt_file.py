@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 from array import array
@@ -22,6 +23,7 @@ from tgis_cli.clients.prompts import STDIN, decode, read_lines
 from tgis_server.errors import UsageError
 
 TEXT, OUTPUT, START = "text", "output_tokens", "start_s"
+DIGEST_DIGITS = 16
 EXAMPLE = '{"text": "Once upon a time", "output_tokens": 20, "start_s": 0.5}'
 
 
@@ -33,6 +35,7 @@ class PromptFile:
     path: str  # in /proc: also of a file that has no name any more
     places: array[int]  # of the lines, in bytes
     starts: array[float]  # seconds after the start; empty: not a trace
+    digest: str = ""  # of all bytes: the path may be the same for other prompts
     _stream: BinaryIO | None = field(default=None, repr=False)
 
     @property
@@ -57,10 +60,10 @@ class PromptFile:
             self._stream = None
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.shape, self.path, self.places, self.starts
+        return self.shape, self.path, self.places, self.starts, self.digest
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.shape, self.path, self.places, self.starts = state
+        self.shape, self.path, self.places, self.starts, self.digest = state
         self._stream = None
 
 
@@ -84,7 +87,7 @@ def open_prompt_file(path: str, shape: CallShape) -> Iterator[PromptFile]:
 
 
 def index_lines(stream: BinaryIO, name: str, file: PromptFile) -> None:
-    """Note where each line begins.
+    """Note where each line begins, and the digest of all.
 
     Raises:
         UsageError: there are wrong lines, or none at all.
@@ -101,12 +104,14 @@ def index_lines(stream: BinaryIO, name: str, file: PromptFile) -> None:
 
     def lines() -> Iterator[tuple[int, bytes]]:
         stream.seek(0)
-        place = 0
+        place, digest = 0, hashlib.sha256()
         for number, data in enumerate(read_lines(stream, name), 1):
             if data.strip():
                 yield number, data
                 file.places.append(place)
             place += len(data)
+            digest.update(data)
+        file.digest = digest.hexdigest()[:DIGEST_DIGITS]
 
     try:
         if not check_lines(name, lines(), parse):
