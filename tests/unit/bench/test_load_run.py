@@ -143,7 +143,8 @@ def test_a_server_that_refuses_every_call_ends_the_run_with_its_own_words(monkey
 
     assert (titles(result), result.is_cut, server.is_stopped) == (["2 streams"], True, True)
     assert result.problems == [
-        "The level was stopped early, because the server refused 200 requests in a row (RESOURCE_EXHAUSTED: it is full)."
+        "The level was stopped early, because the server refused 200 requests in a row "
+        "(RESOURCE_EXHAUSTED: it is full)."
     ]
 
 
