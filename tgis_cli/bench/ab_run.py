@@ -27,7 +27,7 @@ from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.load.figures import LATENCIES, to_figures
 from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, Outcome, Plan
 from tgis_cli.bench.load.live import Live
-from tgis_cli.bench.load.options import LoadOptions
+from tgis_cli.bench.load.options import ROUND_S, ROUND_STREAMS, LoadOptions
 from tgis_cli.bench.load.run import LoadRun, OpenSender, Sender, choose_workers, open_feed, open_workers
 from tgis_cli.bench.load.target import Target, describe_model, describe_server, open_target
 from tgis_cli.bench.result import Figure, Result
@@ -39,8 +39,6 @@ from tgis_server.errors import TgisError, Unavailable, UsageError
 from tgis_server.words.close_words import did_you_mean
 from tgis_server.words.sizes import format_count
 
-STREAMS = 8  # of a round, and its length, unless the options say otherwise
-ROUND_S = 5.0
 # A disturbed round now and then is noise, which the interval has in it; if it is the rule, the generator is measured.
 MAX_DOUBTFUL_SHARE = 0.2
 METRIC = "output_tokens_per_s"
@@ -261,7 +259,7 @@ def check_metric(metric: str) -> None:
         UsageError: no round has such a figure.
     """
     if metric not in METRICS:
-        hint = did_you_mean(metric, METRICS) or "Such as output_tokens_per_s, ttft_p50, itl_p50 or e2e_p95."
+        hint = did_you_mean(metric, METRICS) or "There are output_tokens_per_s, ttft_p50, itl_p50, e2e_p95 and others."
         raise UsageError(f"--metric {metric} is unknown. {hint}")
 
 
@@ -273,7 +271,7 @@ def with_short_rounds(options: LoadOptions) -> LoadOptions:
     """
     strategy = options.strategy
     if isinstance(strategy, DefaultLevels):
-        strategy = FixedLevels((Plan(concurrency=STREAMS),))
+        strategy = FixedLevels((Plan(concurrency=ROUND_STREAMS),))
     if not isinstance(strategy, FixedLevels) or len(strategy.plans) != 1:
         raise UsageError("A round has one level: give one --concurrency or one --rate, and no --sweep or --goodput.")
     pacing = options.pacing

@@ -81,6 +81,11 @@ class Level:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def is_short(self) -> bool:
+        """It has no steady state, so that its figures are of the whole level."""
+        return self.steady == self.whole
+
 
 @dataclass(slots=True)
 class LoadDetail:

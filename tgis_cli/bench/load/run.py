@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from tgis_cli.bench.fingerprint import make_fingerprint
+from tgis_cli.bench.load.arrivals import MAX_CALLS
 from tgis_cli.bench.load.calls import Arrivals, Feed
 from tgis_cli.bench.load.detail import Level, LoadDetail
 from tgis_cli.bench.load.feed import CallShape, SyntheticFeed
@@ -95,7 +96,8 @@ class LoadRun:
         if not num_calls or self.is_cut:
             return
         self.live.say(f"Warming up with {format_count(num_calls, 'call')}")
-        arrivals = Arrivals(concurrency=num_calls, max_calls=num_calls, first_index=0)
+        at_once = min(num_calls, plan.concurrency or RATE_WARMUP)
+        arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, first_index=0)
         records, _ = self._send(arrivals, lambda _: None)
         self.num_sent += len(records.index)
 
@@ -181,6 +183,7 @@ def to_outcome(plan: Plan, level: Level, took_s: float) -> Outcome:
         objective_share=level.objective_share,
         is_saturated=level.is_saturated,
         took_s=took_s,
+        is_short=level.is_short,
     )
 
 
@@ -195,7 +198,7 @@ def open_feed(options: LoadOptions, target: Target) -> Iterator[SyntheticFeed | 
     """
     shape = CallShape(options.parameters, options.is_streamed, options.num_inputs, options.seed)
     if options.prompts is not None:
-        with open_prompt_file(options.prompts, shape) as file:
+        with open_prompt_file(options.prompts, shape, options.speed or 1.0) as file:
             check_trace(options, file)
             yield file
         return
@@ -220,6 +223,8 @@ def check_trace(options: LoadOptions, file: PromptFile) -> None:
             f"--{decided[0]} and --prompts {options.prompts} both decide when calls are sent: leave one out, or "
             '"start_s" in the file.'
         )
+    if len(file.starts) > MAX_CALLS and not options.pacing.max_calls:
+        raise UsageError(f"{options.prompts} has {len(file.starts):,} calls, but a trace may have {MAX_CALLS:,}.")
     if options.speed is not None and not file.is_trace:
         raise UsageError(f'--speed is for a trace, but the lines of {options.prompts} have no "start_s".')
 
