@@ -120,7 +120,7 @@ def test_objectives_that_one_stream_cannot_hold_are_not_tried_at_rates():
 
 
 def test_a_search_that_runs_out_of_requests_says_so():
-    result = measure(SimulatedServer(max_rows=1), goodput="e2e<205ms", duration=10)
+    result = measure(SimulatedServer(max_rows=1), goodput="e2e<205ms", duration=10, burstiness=0.05)
 
     assert result.detail["goodput"]["rate"] is None
     assert any("at lower rates a level has too few requests to judge" in note for note in result.notes)
