@@ -143,10 +143,13 @@ def test_a_sweep_ends_with_a_level_that_is_only_ramp_up():
     assert any("The sweep ended with 1 stream" in note for note in result.notes)
 
 
-def test_a_level_without_any_percentile_says_which_duration_gives_some():
-    result = measure(SimulatedServer(step_s=1.0, output_tokens=1), concurrency="1", duration=2.5)
+@pytest.mark.parametrize(
+    ("flags", "remedy"), [({"duration": 2.5}, "--duration 14"), ({"requests": 3, "duration": 9}, "--requests 14")]
+)
+def test_a_level_without_any_percentile_says_what_gives_some(flags: dict[str, Any], remedy: str):
+    result = measure(SimulatedServer(step_s=1.0, output_tokens=1), concurrency="1", **flags)
 
-    assert any("too few for percentiles" in note and "--duration 14 would" in note for note in result.notes)
+    assert any("too few for percentiles" in note and f"{remedy} would" in note for note in result.notes)
 
 
 def test_a_sweep_names_the_knee():

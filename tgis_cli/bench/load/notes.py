@@ -35,7 +35,7 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
         yield run.target.note
     yield from run.notes
     for level in run.levels:
-        yield from (say_of(level, note) for note in [*level.notes, *list_missing_percentiles(level)])
+        yield from (say_of(level, note) for note in [*level.notes, *list_missing_percentiles(run, level)])
         if level.is_saturated:
             yield say_of(level, "the server did not keep up, so latencies grow with the length of the level.")
     if knee is not None:
@@ -60,16 +60,21 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
     yield from list_goodput_notes(run)
 
 
-def list_missing_percentiles(level: Level) -> Iterator[str]:
+def list_missing_percentiles(run: LoadRun, level: Level) -> Iterator[str]:
     """A sentence, if there were too few answers for any percentile."""
     latency = level.latencies.get("e2e")
-    if latency is None or not latency.count or any(each.percentiles for each in level.latencies.values()):
+    is_replayed = level.concurrency is None and level.rate is None  # a trace lasts as long as it lasts
+    if run.is_cut or is_replayed or latency is None or any(each.percentiles for each in level.latencies.values()):
         return
     # The samples of a median, and half as many again for ramp-up and tail.
-    duration_s = math.ceil(1.5 * MEDIAN_SAMPLES / latency.count * level.whole.end_s)
+    factor = 1.5 * MEDIAN_SAMPLES / latency.count
+    if "requests" in run.options.given:
+        remedy = f"--requests {math.ceil(factor * level.sent)}"
+    else:
+        remedy = f"--duration {math.ceil(factor * level.whole.end_s)}"
     yield (
         f"{format_count(latency.count, 'answer')} {'is' if latency.count == 1 else 'are'} too few for percentiles, "
-        f"which take at least {MEDIAN_SAMPLES}: --duration {duration_s} would give them."
+        f"which take at least {MEDIAN_SAMPLES}: {remedy} would give them."
     )
 
 
