@@ -21,7 +21,7 @@ TGIS = Path(sys.executable).parent / "tgis"
 DEADLINE_S = 60
 SHORT = ("--concurrency", "2", "--requests", "6", "--output-tokens", "8", "--warmup", "1")
 ENDLESS = ("--concurrency", "2", "--duration", "600", "--output-tokens", "400", "--warmup", "0")
-GENERATOR = ("generator", "too short for a steady state")  # what a busy machine may add to a result
+GENERATOR = "generator"  # a word of what a busy machine may add to a result
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def measure(*arguments: str) -> dict[str, Any]:
     ended = bench(*arguments, "--json", "-")
     result: dict[str, Any] = json.loads(ended.stdout)
     assert ended.returncode == (1 if result["problems"] else 0), ended.stderr
-    assert all(any(word in problem for word in GENERATOR) for problem in result["problems"])
+    assert all(GENERATOR in problem for problem in result["problems"])
     return result
 
 
@@ -84,7 +84,7 @@ def test_streams_have_exactly_the_tokens_that_were_asked_for(server: Any):
     level = only_level(result)
     assert (level["title"], level["sent"], level["failed"], level["wrong_counts"]) == ("2 streams", 6, 0, 0)
     assert level["server"]["output_tokens"] == 48
-    assert set(level["latencies"]) >= {"ttft", "itl", "tpot", "e2e", "ttft_intended", "e2e_intended"}
+    assert set(level["latencies"]) == {"ttft", "itl", "tpot", "e2e"}
     assert result["fingerprint"]["server"]["rehearse_step_ms"] == 2.0
     assert result["fingerprint"]["model"]["max_sequence_length"] == 2048
 
@@ -100,7 +100,7 @@ def test_unary_calls_have_several_prompts(server: Any):
 
     assert (level["is_streamed"], level["sent"], level["wrong_counts"]) == (False, 6, 0)
     assert level["server"]["inputs"] == 18
-    assert set(level["latencies"]) == {"e2e", "e2e_intended"}
+    assert set(level["latencies"]) == {"e2e"}
 
 
 def test_a_trace_is_replayed_when_it_says(server: Any, tmp_path: Path):

@@ -596,7 +596,7 @@ def test_a_disk_that_is_too_small_is_detected_before_the_first_byte(download: Do
     result = download.run()
 
     assert result.returncode == 4
-    assert "The download of org/tiny needs 1048576.0 GiB" in result.stderr
+    assert "The download of org/tiny needs 1024.0 TiB" in result.stderr
     assert download.hub.count(WEIGHTS) == 0
 
 

@@ -10,14 +10,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
 from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.orders import Totals
-from tgis_cli.bench.load.records import CUT
 from tgis_cli.bench.load.workers import Workers
 from tgis_cli.bench.null_feed import TEXT, NullFeed
 from tgis_cli.bench.null_server import run_null_server
@@ -27,6 +28,7 @@ from tgis_server.errors import GroupFailed, Unavailable
 
 PATIENCE_S = 60.0
 INPUT_TOKENS = len(TEXT.split())
+MAX_CPU_US = 50.0  # per token: twice what the generator may need on a quiet machine
 ENDLESS = Arrivals(concurrency=4)
 
 
@@ -77,7 +79,7 @@ def test_a_closed_loop_over_several_workers_sends_each_call_once():
     assert (np.diff(records.end_s) >= 0).all()
     assert (health.workers, health.num_tokens, health.num_queued, health.is_cut) == (2, 250, 0, False)
     assert health.cpu_s > 0
-    assert 0 < health.peak_bytes < 300e6
+    assert health.peak_bytes > 3 * 10e6  # of two workers and this process
     assert len(health.loop_lag_s) > 0
 
 
@@ -250,29 +252,35 @@ def test_a_level_can_be_cut_from_another_thread():
 
 
 @pytest.mark.serial
-def test_the_generator_sees_the_stamps_within_a_millisecond():
-    p50_limit_s, p95_limit_s = (0.1, 1.0) if is_busy() else (0.001, 0.001)
-
+def test_the_generator_costs_little_and_sees_the_stamps_within_a_millisecond():
     result = run_self_test(SelfTestOptions(seconds=4), "tgis bench load --self", {})
 
     figures = {(figure.group, figure.name): figure.estimate.value for figure in result.figures}
-    assert 0 < figures[STEADY, "added_delay_p50"] < p50_limit_s
-    assert figures[STEADY, "added_delay_p95"] < p95_limit_s
+    assert (result.kind, result.is_valid) == ("self", figures[STEADY, "added_delay_p95"] <= 0.001)
+    assert figures[STEADY, "cpu"] < MAX_CPU_US
+    if is_busy():
+        pytest.skip("other work takes turns with ours: then no process is woken within a millisecond")
+    assert 0 < figures[STEADY, "added_delay_p50"] < 0.001
+    assert figures[STEADY, "added_delay_p95"] < 0.001
     assert figures[FLOOD, "output_tokens_per_s"] > 5_000
-    assert (result.kind, result.is_valid) == ("self", figures[STEADY, "added_delay_p95"] < 0.001)
 
 
 def is_busy() -> bool:
-    """Whether other work takes turns with ours: then no process is woken within a millisecond."""
     return os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
 @pytest.mark.acceptance
 def test_a_hundred_thousand_streams_leave_room_in_300_mb():
-    """Of all processes: the one that joins what the workers have measured needs 160 MB for it."""
-    with open_workers(2, output_tokens=64, interval_s=0.0) as workers:
-        records, health = workers.run_level(Arrivals(concurrency=64, max_calls=100_000))
+    """Of all processes. The one that joins what the workers have measured is a new one, as this one has tests."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_load_workers import Arrivals, open_workers
+with open_workers(2, output_tokens=64, interval_s=0.0) as workers:
+    records, health = workers.run_level(Arrivals(concurrency=64, max_calls=100_000))
+print(len(records.index), len(records.gap_s), health.peak_bytes)
+"""
+    num_calls, num_gaps, peak_bytes = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
 
-    assert len(records.index) == 100_000
-    assert len(records.gap_s) == 100_000 * 63
-    assert health.peak_bytes < 140e6
+    assert (num_calls, num_gaps) == (100_000, 100_000 * 63)
+    assert peak_bytes < 300e6

@@ -1,1 +1,1 @@
-"""Measuring a server as its users feel it: load, engine, start, and comparisons of results."""
+"""Measuring a server as its users experience it: load, engine, start, and comparisons of results."""

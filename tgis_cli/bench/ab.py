@@ -10,17 +10,20 @@ Nothing here knows of servers: a side is a function that measures it once.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import NormalDist
 
+from tgis_cli.bench.report.units import write_change
 from tgis_cli.bench.result import Estimate, Figure
 from tgis_cli.bench.statistics.sequences import ALPHA, find_reach, reach_of
 from tgis_server.words.sizes import format_count
 
 MAX_PAIRS = 60  # enough to find 10 % in 95 of 100 comparisons where rounds vary by 8 % (tests/unit/bench/test_ab.py)
 EQUAL_WITHIN = 0.02
+METRIC = "output_tokens_per_s"
 POWER = 0.9  # with which the smallest difference would have been found
 CONFIDENCE = f"{(1 - ALPHA) * 100:g} %"
 
@@ -45,14 +48,16 @@ class Comparison:
     max_pairs: int = MAX_PAIRS
     values_a: list[float] = field(default_factory=list)
     values_b: list[float] = field(default_factory=list)
+    log_ratios: list[float] = field(default_factory=list)
+
+    def add_pair(self, a: float, b: float) -> None:
+        self.values_a.append(a)
+        self.values_b.append(b)
+        self.log_ratios.append(math.log(b / a))
 
     @property
     def num_pairs(self) -> int:
-        return len(self.values_b)
-
-    @property
-    def log_ratios(self) -> list[float]:
-        return [math.log(b / a) for a, b in zip(self.values_a, self.values_b, strict=True)]
+        return len(self.log_ratios)
 
     @property
     def ratio(self) -> Estimate:
@@ -68,21 +73,18 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """A difference that is known to be within what counts as equal is none."""
-        ratio = self.ratio
-        if ratio.low is None or ratio.high is None:
+        interval = self.ratio.interval
+        if interval is None:
             return Verdict.UNDECIDED
-        if ratio.low >= 1 / (1 + self.equal_within) and ratio.high <= 1 + self.equal_within:
+        low, high = interval
+        if low >= 1 / (1 + self.equal_within) and high <= 1 + self.equal_within:
             return Verdict.EQUAL
-        return Verdict.DIFFERENT if ratio.low > 1 or ratio.high < 1 else Verdict.UNDECIDED
+        return Verdict.DIFFERENT if low > 1 or high < 1 else Verdict.UNDECIDED
 
     @property
     def noise(self) -> float | None:
         """Standard deviation of the log ratio of one pair; ``None`` before the second pair."""
-        logs = self.log_ratios
-        if len(logs) < 2:
-            return None
-        mean = math.fsum(logs) / len(logs)
-        return math.sqrt(math.fsum((each - mean) ** 2 for each in logs) / (len(logs) - 1))
+        return statistics.stdev(self.log_ratios) if self.num_pairs > 1 else None
 
     @property
     def smallest_difference(self) -> float | None:
@@ -121,8 +123,7 @@ def compare_ab(
                 a, b = measure_a(), measure_b()
         except RoundsEnded:
             break
-        comparison.values_a.append(a)
-        comparison.values_b.append(b)
+        comparison.add_pair(a, b)
         on_pair(comparison)
         if comparison.verdict is not Verdict.UNDECIDED:
             break
@@ -132,7 +133,7 @@ def compare_ab(
 def describe_progress(comparison: Comparison) -> str:
     """``pair 8 of 60: B/A 1.03 (0.97 to 1.10); the pairs vary by 4.0 %``."""
     ratio = comparison.ratio
-    interval = f" ({ratio.low:.3f} to {ratio.high:.3f})" if ratio.low is not None else ""
+    interval = " ({:.3f} to {:.3f})".format(*ratio.interval) if ratio.interval else ""
     noise = comparison.noise
     varies = f"; the pairs vary by {noise * 100:.1f} %" if noise is not None else ""
     return f"pair {comparison.num_pairs} of {comparison.max_pairs}: B/A {ratio.value:.3f}{interval}{varies}"
@@ -147,44 +148,32 @@ def describe_verdict(comparison: Comparison, metric: str, better: str) -> list[s
     ratio = comparison.ratio
     if not comparison.num_pairs:
         return ["No pair of rounds was measured."]
-    interval = (
-        f"{CONFIDENCE} interval {percent(ratio.low - 1)} to {percent(ratio.high - 1)}"
-        if ratio.low is not None and ratio.high is not None
-        else "too few for an interval"
-    )
+    interval = f"{CONFIDENCE} interval {write_change(*ratio.interval)}" if ratio.interval else "too few for an interval"
     pairs = format_count(comparison.num_pairs, "pair")
-    facts = f"{percent(ratio.value - 1)} in {metric} after {pairs} of rounds ({interval})"
+    facts = f"{write_change(ratio.value)} in {metric} after {pairs} of rounds ({interval})"
     is_better = (ratio.value > 1) == (better == "higher")
     first = {
         Verdict.DIFFERENT: f"B is {'better' if is_better else 'worse'} than A: {facts}.",
         Verdict.EQUAL: f"A and B are equal within {comparison.equal_within * 100:g} %: {facts}.",
-        Verdict.UNDECIDED: f"Undecided whether A and B differ: {facts}.",
+        Verdict.UNDECIDED: f"It is undecided whether A and B differ: {facts}.",
     }[comparison.verdict]
     smallest = comparison.smallest_difference
     if smallest is None:
         is_cut = comparison.num_pairs < comparison.max_pairs
         remedy = "let it run longer" if is_cut else f"allow more than {comparison.max_pairs}"
-        return [first, f"So few pairs can show no difference: {remedy}."]
+        return [first, f"So few pairs cannot show a difference: {remedy}."]
     return [
         first,
-        f"On this machine, {comparison.max_pairs} pairs find a difference of {smallest * 100:.1f} % nine times of ten.",
+        f"On this machine, {comparison.max_pairs} pairs find a difference of {smallest * 100:.1f} % in nine "
+        "cases out of ten.",
     ]
-
-
-def percent(share: float) -> str:
-    """``+9.8 %``."""
-    return f"{share * 100:+.1f} %"
 
 
 def make_figures(comparison: Comparison, titles: Sequence[str], metric: str, unit: str, better: str) -> list[Figure]:
     """The geometric mean of each side, and the ratio, whose interval is that of the confidence sequence."""
-    means = [math.exp(math.fsum(map(math.log, values)) / len(values)) for values in sides(comparison) if values]
+    means = [statistics.geometric_mean(values) for values in (comparison.values_a, comparison.values_b) if values]
     figures = [
         Figure(title, metric, unit, better, Estimate(mean), comparison.num_pairs)
         for title, mean in zip(titles, means, strict=False)
     ]
     return [*figures, Figure("B / A", "ratio", "", better, comparison.ratio, comparison.num_pairs)]
-
-
-def sides(comparison: Comparison) -> tuple[list[float], list[float]]:
-    return comparison.values_a, comparison.values_b

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from tgis_cli.bench.ab import (
+    METRIC,
     Comparison,
     RoundsEnded,
     compare_ab,
@@ -30,8 +31,7 @@ from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import ROUND_S, ROUND_STREAMS, LoadOptions
 from tgis_cli.bench.load.run import LoadRun, OpenSender, Sender, choose_workers, open_feed, open_workers
 from tgis_cli.bench.load.target import Target, describe_model, describe_server, open_target
-from tgis_cli.bench.result import Figure, Result
-from tgis_cli.bench.statistics.quantiles import PERCENTILES
+from tgis_cli.bench.result import PERCENTILES, Figure, Result
 from tgis_cli.clients.connection import Connection
 from tgis_cli.own_server.launch_line import read_launch_line
 from tgis_cli.terminal.sentences import print_sentence
@@ -41,7 +41,6 @@ from tgis_server.words.sizes import format_count
 
 # A disturbed round now and then is noise, which the interval has in it; if it is the rule, the generator is measured.
 MAX_DOUBTFUL_SHARE = 0.2
-METRIC = "output_tokens_per_s"
 METRICS = (
     *(METRIC, "total_tokens_per_s", "requests_per_s"),
     *(f"{latency}_p{percent}" for latency in LATENCIES for percent in PERCENTILES),
@@ -67,9 +66,9 @@ class Side:
         if url is None and launch is None and python is None:
             raise UsageError(f'Nothing says what {letter} is: give {flag} "MODEL ...", {flag}-url or {flag}-python.')
         if url is not None and (launch is not None or python is not None):
-            raise UsageError(f"{flag}-url is of a running server: leave {flag} and {flag}-python out.")
+            raise UsageError(f"{flag}-url names a running server: leave out {flag} and {flag}-python.")
         if python is not None and shutil.which(python) is None:
-            raise UsageError(f"{flag}-python is {python}, which is no program that can be run.")
+            raise UsageError(f"{flag}-python is {python}, which is not a program that can be run.")
         if launch is not None:
             read_launch_line(launch, flag)
         return cls(letter, None if url is not None else launch or "", url, python)
@@ -127,7 +126,7 @@ class OpenSide:
         level = self.run.levels[-1]
         if not level.completed:
             reasons = [f": {status}, {text}" for status, text in level.failure_texts.items()]
-            raise Unavailable(f"{self.side.title} completed no call in this round{reasons[0] if reasons else '.'}")
+            raise Unavailable(f"{self.side.title} completed no request in this round{reasons[0] if reasons else '.'}")
         return level
 
 
@@ -259,7 +258,7 @@ def check_metric(metric: str) -> None:
         UsageError: no round has such a figure.
     """
     if metric not in METRICS:
-        hint = did_you_mean(metric, METRICS) or "There are output_tokens_per_s, ttft_p50, itl_p50, e2e_p95 and others."
+        hint = did_you_mean(metric, METRICS) or "Use output_tokens_per_s, ttft_p50, itl_p50 or e2e_p95, for example."
         raise UsageError(f"--metric {metric} is unknown. {hint}")
 
 
@@ -273,7 +272,9 @@ def with_short_rounds(options: LoadOptions) -> LoadOptions:
     if isinstance(strategy, DefaultLevels):
         strategy = FixedLevels((Plan(concurrency=ROUND_STREAMS),))
     if not isinstance(strategy, FixedLevels) or len(strategy.plans) != 1:
-        raise UsageError("A round has one level: give one --concurrency or one --rate, and no --sweep or --goodput.")
+        raise UsageError(
+            "A round has one level: give one number with --concurrency or --rate, and leave out --sweep and --goodput."
+        )
     pacing = options.pacing
     if "duration" not in options.given and "requests" not in options.given:
         pacing = dataclasses.replace(pacing, max_s=ROUND_S)
@@ -314,4 +315,4 @@ def describe_doubts(run: AbRun) -> list[str]:
     if not run.problems:
         return []
     num_rounds = format_count(run.num_rounds, "round")
-    return [f"{len(run.problems)} of {num_rounds} are doubtful. The last one, {run.problems[-1]}"]
+    return [f"{len(run.problems)} of {num_rounds} cannot be trusted. The last problem, on side {run.problems[-1]}"]

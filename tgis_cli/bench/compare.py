@@ -10,12 +10,12 @@ from statistics import NormalDist
 from typing import Any
 
 from tgis_cli.bench.result import Estimate, Figure, Result
+from tgis_cli.bench.shares import MAX_REGRESS
 from tgis_cli.bench.statistics.distributions import TAIL, Z
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_count
 
-MAX_REGRESS = 0.05
-MAX_NAMED = 6  # differences of the surroundings
+MAX_NAMED = 6  # differences of the environments
 CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ in each run
 
 
@@ -73,7 +73,7 @@ def compare_results(old: Result, new: Result, *, max_regress: float = MAX_REGRES
     pairs = list(pair_figures(old, new))
     if not pairs:
         raise UsageError("The results have no figure in common: their groups are different.")
-    num_judged = sum(has_interval(before) and has_interval(after) for before, after in pairs)
+    num_judged = sum(bool(before.estimate.interval and after.estimate.interval) for before, after in pairs)
     widening = NormalDist().inv_cdf(1 - TAIL / max(1, num_judged)) / Z
     rows = [make_row(before, after, widening, max_regress) for before, after in pairs]
     return Table(rows, list(list_notes(old, new, rows)))
@@ -81,12 +81,14 @@ def compare_results(old: Result, new: Result, *, max_regress: float = MAX_REGRES
 
 def check_comparable(old: Result, new: Result, *, any_shape: bool) -> None:
     if old.kind != new.kind:
-        raise UsageError(f"The old result is of `tgis bench {old.kind}`, and the new one of `tgis bench {new.kind}`.")
+        raise UsageError(
+            f"The old result is from `tgis bench {old.kind}`, but the new one is from `tgis bench {new.kind}`."
+        )
     differences = describe_differences(old.shape, new.shape)
     if differences and not any_shape:
         raise UsageError(
             f"The results are of different loads ({', '.join(differences)}): measure the same load again, or compare "
-            "them nevertheless with --any-shape."
+            "them anyway with --any-shape."
         )
 
 
@@ -105,10 +107,6 @@ def pair_figures(old: Result, new: Result) -> Iterator[tuple[Figure, Figure]]:
         for name, figure in figures.items():
             if figure.better and name in groups.get(group, {}):
                 yield figure, groups[group][name]
-
-
-def has_interval(figure: Figure) -> bool:
-    return figure.estimate.low is not None and figure.estimate.high is not None
 
 
 def make_row(old: Figure, new: Figure, widening: float, max_regress: float) -> Row:
@@ -130,10 +128,12 @@ def estimate_ratio(old: Estimate, new: Estimate, widening: float) -> Estimate:
     if not (old.value > 0 and new.value > 0):
         return Estimate(math.nan)
     ratio = new.value / old.value
-    if old.low is None or old.high is None or new.low is None or new.high is None:
+    if not (old.interval and new.interval):
         return Estimate(ratio)
-    down = widening * math.hypot(distance(new.value, new.low), distance(old.value, old.high))
-    up = widening * math.hypot(distance(new.value, new.high), distance(old.value, old.low))
+    (old_down, old_up), (new_down, new_up) = (
+        [distance(each.value, end) for end in each.interval or ()] for each in (old, new)
+    )
+    down, up = widening * math.hypot(new_down, old_up), widening * math.hypot(new_up, old_down)
     return Estimate(ratio, ratio * math.exp(-down), ratio * math.exp(min(up, 700.0)))
 
 
@@ -144,9 +144,10 @@ def distance(value: float, end: float) -> float:
 def judge(old: Figure, new: Figure, ratio: Estimate, max_regress: float) -> Change:
     if math.isnan(ratio.value):
         return judge_zero(old, new)
-    if ratio.low is None or ratio.high is None:
+    if not ratio.interval:
         return Change.UNKNOWN
-    if ratio.low <= 1 <= ratio.high:
+    low, high = ratio.interval
+    if low <= 1 <= high:
         return Change.NOISE
     if (ratio.value > 1) == (old.better == "higher"):
         return Change.BETTER
@@ -157,12 +158,12 @@ def judge(old: Figure, new: Figure, ratio: Estimate, max_regress: float) -> Chan
 
 def judge_zero(old: Figure, new: Figure) -> Change:
     """Where one value is 0, as shares of failures are, there is no ratio: the intervals must not touch."""
-    before, after = old.estimate, new.estimate
-    if before.low is None or before.high is None or after.low is None or after.high is None:
+    before, after = old.estimate.interval, new.estimate.interval
+    if not (before and after):
         return Change.UNKNOWN
-    if before.low <= after.high and after.low <= before.high:
+    if before[0] <= after[1] and after[0] <= before[1]:
         return Change.NOISE
-    return Change.BETTER if (after.value > before.value) == (old.better == "higher") else Change.REGRESSION
+    return Change.BETTER if (new.estimate.value > old.estimate.value) == (old.better == "higher") else Change.REGRESSION
 
 
 def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
@@ -170,7 +171,7 @@ def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
         if not result.is_valid:
             yield f"The {name} result is invalid: {result.problems[0]}"
         if result.is_cut:
-            yield f"The {name} result was cut before its time."
+            yield f"The {name} result is from a run that was stopped early."
     old_groups, new_groups = ([group for group, _ in result.groups()] for result in (old, new))
     if missing := [group for group in old_groups if group not in new_groups]:
         yield f"Only the old result has {', '.join(missing)}."
@@ -180,11 +181,11 @@ def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
         yield f"The loads differ in {'; '.join(differences)}."
     if differences := describe_differences(flatten(old.fingerprint), flatten(new.fingerprint)):
         more = [f"{len(differences) - MAX_NAMED} more"] if len(differences) > MAX_NAMED else []
-        yield f"The surroundings differ in {'; '.join(differences[:MAX_NAMED] + more)}."
+        yield f"The environments differ in {'; '.join(differences[:MAX_NAMED] + more)}."
     if unknown := sum(row.change is Change.UNKNOWN for row in rows):
         yield (
-            f"{format_count(unknown, 'figure')} without an interval cannot be told from noise, and so cannot count as "
-            "a regression."
+            f"Changes in {format_count(unknown, 'figure')} without an interval cannot be told from noise, so they "
+            "never count as regressions."
         )
 
 

@@ -7,6 +7,7 @@ a process of its own, with the threads and the environment of a server's shards.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -55,14 +56,13 @@ def copy_rounds(num_threads: int) -> Callable[[], Iterator[float]]:
         size = max(BUFFER_BYTES, MIN_BYTES // (2 * num_threads))
         pairs = [(np.ones(size, np.uint8), np.zeros(size, np.uint8)) for _ in range(num_threads)]
         barrier = threading.Barrier(num_threads + 1)
-        is_over = threading.Event()
 
         def copy(source: Any, target: Any) -> None:
-            barrier.wait()
-            while not is_over.is_set():
-                np.copyto(target, source)  # releases the interpreter's lock
-                barrier.wait()
-                barrier.wait()
+            with contextlib.suppress(threading.BrokenBarrierError):
+                while True:
+                    barrier.wait()
+                    np.copyto(target, source)  # releases the interpreter's lock
+                    barrier.wait()
 
         threads = [threading.Thread(target=copy, args=pair, daemon=True) for pair in pairs]
         for thread in threads:
@@ -74,8 +74,7 @@ def copy_rounds(num_threads: int) -> Callable[[], Iterator[float]]:
                 barrier.wait()
                 yield 2 * size * num_threads / (time.perf_counter() - started_at)
         finally:
-            is_over.set()
-            barrier.wait()
+            barrier.abort()  # wherever the threads are: Ctrl-C can come in the middle of a round
             for thread in threads:
                 thread.join()
 

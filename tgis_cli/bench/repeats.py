@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 
 from tgis_cli.bench.result import Estimate, Figure
-from tgis_cli.bench.statistics.distributions import TAIL, student_t_quantile
-
-
-def estimate_mean(values: Sequence[float]) -> Estimate:
-    """The mean of what is never negative, with its 95 % interval, which needs two values."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Estimate(mean)
-    half = student_t_quantile(1 - TAIL, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, max(0.0, mean - half), mean + half)
+from tgis_cli.bench.statistics.rates import estimate_mean
 
 
 def divide(amount: float, by: Estimate) -> Estimate:

@@ -17,6 +17,7 @@ from tgis_server.errors import UsageError
 
 FORMAT = "tgis-bench"
 VERSION = 1
+PERCENTILES = {"50": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999}  # of latencies, as shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,10 @@ class Estimate:
     value: float
     low: float | None = None
     high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +102,8 @@ def read_result(path: Path) -> Result:
         raise UsageError(f"{path} is not a result of `tgis bench --json`.")
     if facts["version"] != VERSION:
         raise UsageError(
-            f"{path} has version {facts['version']} of the result format, but this tgis reads version {VERSION}: "
-            "measure again, or compare with the tgis that wrote it."
+            f"{path} is in version {facts['version']} of the result format, but this tgis reads version {VERSION}: "
+            "measure again, or use the tgis that wrote the file."
         )
     try:
         figures = [Figure(**{**each, "estimate": Estimate(**each["estimate"])}) for each in facts["figures"]]

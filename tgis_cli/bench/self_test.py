@@ -106,7 +106,8 @@ def cost(group: str, health: GeneratorHealth) -> Figure:
 def find_problems(result: Result, loads: tuple[tuple[Records, GeneratorHealth], ...]) -> list[str]:
     """Why the generator on this machine, as busy as it is now, would falsify what it measures."""
     problems = [
-        f"{int((records.status != 0).sum())} of {len(records.status)} calls failed: {'; '.join(records.texts.values())}"
+        f"{int((records.status != 0).sum())} of {len(records.status)} requests failed: "
+        f"{'; '.join(records.texts.values())}"
         for records, _ in loads
         if (records.status != 0).any()
     ]
@@ -117,7 +118,7 @@ def find_problems(result: Result, loads: tuple[tuple[Records, GeneratorHealth], 
     ]
     if late:
         problems.append(
-            f"The generator sees frames late, by {' and '.join(late)}, where {MAX_DELAY_S * 1000:g} ms is allowed: the "
-            "machine is too busy or too slow to measure latencies on it."
+            f"The generator reads frames too late, by {' and '.join(late)} ({MAX_DELAY_S * 1000:g} ms is allowed): the "
+            "machine is too busy or too slow to measure latencies."
         )
     return problems

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tgis_cli.clients.metrics import ITL, QUEUE, ROWS, STEP, TTFT, Change, Histogram, Scrape
+from tgis_cli.clients.metrics import ITL, PERCENTILES, QUEUE, STEP, TTFT, Change, Histogram, Scrape
 from tgis_server.errors import TgisError
 
 if TYPE_CHECKING:
     from tgis_cli.bench.load.records import Records
 
 EVERY_S = 1.0
-PERCENTILES = (50, 95, 99)
 
 
 class Source(Protocol):
@@ -38,8 +37,8 @@ class Sample:
     """The engine's state at one moment, and the steps since the sample before."""
 
     at_s: float  # monotonic clock
-    queue: float  # sequences
-    batch_rows: float | None  # per step; None without steps
+    waiting: float  # sequences
+    rows_per_step: float | None  # None without steps
     kv_used_share: float | None
 
 
@@ -77,11 +76,11 @@ class MetricsWatch:
         return difference(self.before, self.after) | {
             "kv_used_mean_share": sum(shares) / len(shares) if shares else None,
             "kv_used_max_share": max(shares, default=None),
-            "waiting_max": max((sample.queue for sample in self.samples), default=None),
+            "waiting_max": max((sample.waiting for sample in self.samples), default=None),
         }
 
     def series(self, step_s: float, num_steps: int, started_at: float) -> dict[str, list[float | None]]:
-        """The server's state over a level: ``queue``, ``batch_rows`` and ``kv_used_share``, by bucket of ``step_s``.
+        """The server's state over a level, by bucket of ``step_s``: ``waiting``, ``rows_per_step``, ``kv_used_share``.
 
         A bucket without a sample has the value of the next sample, which speaks for the second before it.
 
@@ -89,7 +88,7 @@ class MetricsWatch:
             started_at: of the level, on the monotonic clock.
         """
         buckets = [self._pick(started_at + index * step_s, step_s) for index in range(num_steps)]
-        names = ("queue", "batch_rows", "kv_used_share") if self.samples else ()
+        names = ("waiting", "rows_per_step", "kv_used_share") if self.samples else ()
         return {name: [mean_of(samples, name) for samples in buckets] for name in names}
 
     def _pick(self, start_at: float, step_s: float) -> list[Sample]:
@@ -110,7 +109,7 @@ class MetricsWatch:
             return
         previous = self.after
         if previous is not None and Change(previous, scrape).has_restarted:
-            self._note("The server has restarted, so its metrics end there.")
+            self._note("The server restarted: its metrics cover only the time before the restart.")
             return
         self.before, self.after = self.before or scrape, scrape
         if previous is not None:
@@ -137,11 +136,9 @@ def difference(before: Scrape, after: Scrape) -> dict[str, Any]:
     Seconds are means per input, and ``_p50_s``, ``_p95_s``, ``_p99_s`` are interpolated in buckets, each 1.5 times as
     wide as the one before:
 
-    - ``validation_s``: checking and tokenizing, per call; ``queue_s``: from submission to the first step;
-      ``prefill_s``: from there to the first token; ``first_token_s``: both; ``decode_s``: from the first token to the
-      last, of the inputs that ended; ``inter_token_s``.
-    - ``steps``; ``step_s``: model and sampling; ``scheduler_s``: deciding what to compute; ``rows_per_step``, and of
-      these ``prefill_rows`` and ``decode_rows`` per step that had some.
+    - ``queue_s``: from submission to the first step; ``prefill_s``: from there to the first token; ``first_token_s``:
+      both; ``decode_s``: from the first token to the last, of the inputs that ended; ``inter_token_s``.
+    - ``steps``; ``step_s``: model and sampling; ``rows_per_step``.
     - ``calls``, ``inputs``, ``prompt_tokens``, ``output_tokens``; ``outcomes``: answered inputs by stop reason;
       ``failures``: by the label ``err`` of docs/metrics.md.
     - ``preemptions``; ``prefix_hit_tokens`` and ``prefix_hit_share`` of all prompt tokens; ``kv_blocks``.
@@ -158,7 +155,6 @@ def difference(before: Scrape, after: Scrape) -> dict[str, Any]:
         "output_tokens": change.num_output_tokens,
         "outcomes": change.by_label("tgi_request_success", "stop_reason"),
         "failures": change.by_label("tgi_request_failure", "err"),
-        "validation_s": change.histogram("tgi_request_validation_duration").mean,
         **name_percentiles("queue", queue),
         "prefill_s": prefill_s,
         **name_percentiles("first_token", first),
@@ -166,10 +162,7 @@ def difference(before: Scrape, after: Scrape) -> dict[str, Any]:
         **name_percentiles("inter_token", gaps),
         "steps": round(steps.count),
         **name_percentiles("step", steps),
-        "scheduler_s": change.histogram("tgi_step_scheduler_duration").mean,
         "rows_per_step": change.rows_per_step,
-        "prefill_rows": mean_rows(change, "prefill"),
-        "decode_rows": mean_rows(change, "next_token"),
         "preemptions": round(change.count("tgi_preemption_count")),
         "prefix_hit_tokens": round(change.count("tgi_prefix_cache_hit_tokens")),
         "prefix_hit_share": change.prefix_hit_share,
@@ -181,11 +174,6 @@ def name_percentiles(name: str, histogram: Histogram) -> dict[str, float | None]
     return {f"{name}_s": histogram.mean} | {
         f"{name}_p{percent}_s": histogram.estimate_percentile(percent) for percent in PERCENTILES
     }
-
-
-def mean_rows(change: Change, method: str) -> float | None:
-    steps = change.count(f"{ROWS}_count", method=method)
-    return change.count(f"{ROWS}_sum", method=method) / steps if steps else None
 
 
 def minus(whole: float | None, part: float | None) -> float | None:

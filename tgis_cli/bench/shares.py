@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tgis_server.errors import UsageError
 
+MAX_REGRESS = 0.05  # of `tgis bench compare`
+
 
 def read_share(text: str, flag: str) -> float:
     """

@@ -20,6 +20,7 @@ ITL = "tgi_inter_token_duration"  # between tokens
 STEP = "tgi_step_device_duration"
 ROWS = "tgi_batch_inference_batch_size"  # of a step
 PROMPT_TOKENS = "tgi_batch_next_tokens_sum"  # computed by prefill, not found in the prefix cache
+PERCENTILES = (50, 95, 99)  # that are worth an estimate from buckets
 WITH_BUCKETS = tuple(f"{name}_bucket" for name in (QUEUE, TTFT, ITL, STEP))
 
 

@@ -11,7 +11,7 @@ from tgis_cli.terminal.command import Group, dress
 from tgis_cli.terminal.command_table import make_stand_in
 
 COMMANDS = {
-    "load": "Send requests to a server, and measure what its users would feel.",
+    "load": "Send requests to a server, and measure what its users would experience.",
     "engine": "Measure the engine alone, without gRPC.",
     "start": "Measure how long a server takes to start.",
     "compare": "Compare two results; exit with 1 if the newer one is worse.",
@@ -48,4 +48,4 @@ app = typer.Typer(add_completion=False)
 
 @app.callback(cls=BenchGroup)
 def bench() -> None:
-    """Measure a server as its users feel it. Without a command: `tgis bench load`."""
+    """Measure a server as its users experience it. Without a command: `tgis bench load`."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tgis_cli.bench.ab import EQUAL_WITHIN, MAX_PAIRS, METRIC
 from tgis_cli.bench.load.options import PARAMETERS, ROUND_S, ROUND_STREAMS, LoadOptions, with_load_options
 from tgis_cli.bench.report.outputs import Csv, Html, Json, Markdown, Outputs
 from tgis_cli.bench.shares import read_share
@@ -24,13 +25,13 @@ def side(name: str, metavar: str, what: str) -> Any:
     return typer.Option(name, metavar=metavar, help=what, rich_help_panel="Sides", show_default=False)
 
 
-LAUNCH = 'Start {} with these options of `tgis launch`: "MODEL --num-shard 2".'
-URL = "Address of {}, if it runs already."
+LAUNCH = 'Start {} with these arguments of `tgis launch`: "MODEL --num-shard 2".'
+URL = "Address of {}, if it is already running."
 PYTHON = "Start {} with the installation of this interpreter, such as other/bin/python."
 # A round has one level, and is no trace.
 LEFT_OUT = ("sweep", "goodput", "speed")
 DEFAULTS = {"concurrency": f"{ROUND_STREAMS}", "duration": f"{ROUND_S:g}"}
-METRIC = "What is compared: output_tokens_per_s, requests_per_s, ttft_p50, itl_p50, e2e_p95, ..."
+METRIC_HELP = "The figure to compare: output_tokens_per_s, requests_per_s, ttft_p50, itl_p50, e2e_p95, ..."
 
 
 @app.command()
@@ -44,10 +45,12 @@ def ab(
     b_url: Annotated[str | None, side("--b-url", "HOST:PORT", URL.format("B"))] = None,
     a_python: Annotated[str | None, side("--a-python", "PATH", PYTHON.format("A"))] = None,
     b_python: Annotated[str | None, side("--b-python", "PATH", PYTHON.format("B"))] = None,
-    metric: Annotated[str, typer.Option(metavar="NAME", help=METRIC)] = "output_tokens_per_s",
-    rounds: Annotated[int, typer.Option(metavar="N", help="Most pairs of rounds.", min=2)] = 60,
-    equal_within: Annotated[str, typer.Option(metavar="SHARE", help="A difference that does not matter.")] = "2%",
-    restart: Annotated[bool, typer.Option("--restart", help="Let only one server run at a time.")] = False,
+    metric: Annotated[str, typer.Option(metavar="NAME", help=METRIC_HELP)] = METRIC,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Maximum number of pairs of rounds.", min=2)] = MAX_PAIRS,
+    equal_within: Annotated[
+        str, typer.Option(metavar="SHARE", help="Smaller differences count as equal.")
+    ] = f"{EQUAL_WITHIN:.0%}",
+    restart: Annotated[bool, typer.Option("--restart", help="Run only one server at a time.")] = False,
     json_: Json = None,
     csv: Csv = None,
     markdown: Markdown = None,
@@ -55,9 +58,9 @@ def ab(
 ) -> None:
     """Compare two configurations in alternating rounds.
 
-    A round is a load of 8 streams for 5 seconds unless the options say otherwise; A and B follow each other as A B B A.
-    It ends as soon as they are known to differ or to be equal. The exit code is 0 whatever is found, 1 if the figures
-    cannot be trusted, 130 after Ctrl-C.
+    A round is a load of 8 streams for 5 seconds unless the options say otherwise; the rounds alternate as A B B A. The
+    comparison ends as soon as A and B are known to differ or to be equal. The exit code is 0 whatever the verdict, 1 if
+    the figures cannot be trusted, and 130 after Ctrl-C.
     """
     from tgis_cli.bench.ab_run import AbRun, Side, run_ab
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tgis_cli.bench.shares import read_share
+from tgis_cli.bench.shares import MAX_REGRESS, read_share
 from tgis_cli.terminal.capabilities import find_width, has_color
 from tgis_server.errors import UsageError
 
@@ -22,8 +22,8 @@ def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD.json", help="Result of `tgis bench ... --json OLD.json`.")],
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="The result to judge.")],
     max_regress: Annotated[
-        str, typer.Option(metavar="SHARE", help="How much worse a figure may be: 5% or 0.05.")
-    ] = "5%",
+        str, typer.Option(metavar="SHARE", help="How much worse a figure may become, such as 5% or 0.05.")
+    ] = f"{MAX_REGRESS:.0%}",
     any_shape: Annotated[bool, typer.Option(help="Compare results of different loads, too.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for a pull request.")] = False,

@@ -26,11 +26,12 @@ OFFERED = (
 MODEL_HELP = "Directory, or hub id in the local cache; without one the small demo model."
 
 Rows = Annotated[str, typer.Option(metavar="N,N,...", help="Sequences that decode together.")]
-Context = Annotated[str, typer.Option(metavar="N,N,...", help="Tokens that each of them already has.")]
+Context = Annotated[str, typer.Option(metavar="N,N,...", help="Tokens that each of these sequences already has.")]
 Prefill = Annotated[str, typer.Option(metavar="N,N,...", help="Lengths of prompts, each computed alone.")]
 Repeat = Annotated[int, typer.Option(metavar="N", min=1, help="Rounds, each of which measures everything once.")]
 Profile = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Print the N slowest torch operations of each instead.")
+    int | None,
+    typer.Option(metavar="N", min=1, help="Print the N slowest torch operations of each row instead."),
 ]
 
 
@@ -48,18 +49,21 @@ def engine(
     csv: Csv = None,
     markdown: Markdown = None,
 ) -> None:
-    """Measure the engine alone, without gRPC: decode steps, prefill, and other ways to sample.
+    """Measure the engine alone, without gRPC: decode steps, prefill, and other ways of sampling.
 
-    It runs in the processes of a server's shards. Beside each time stands how close it comes to the limits of this
-    machine, which it measures too: the bandwidth of the memory, for the bytes that are read, and the rate of matrix
-    products, for the operations. All other options of `tgis launch` can be given in the environment or with --config.
+    The engine runs in shard processes, as in a server. Beside each time, the table shows how close it comes to the
+    limits of this machine, which are measured, too: the memory bandwidth for the bytes that are read, and the rate of
+    matrix products for the operations. All other options of `tgis launch` can be given in the environment or with
+    --config.
     """
     from tgis_cli.bench.engine.measure import EngineOptions, measure_engine
-    from tgis_cli.bench.engine.work import read_numbers
+    from tgis_cli.bench.engine.work import read_sizes
 
     outputs = Outputs(json_, csv, markdown)
+    if profile:
+        outputs.refuse("--profile prints a list of operations instead of a result")
     outputs.check()
-    sizes = read_numbers(rows, "--rows"), read_numbers(context, "--context"), read_numbers(prefill, "--prefill")
+    sizes = read_sizes(rows, "--rows"), read_sizes(context, "--context"), read_sizes(prefill, "--prefill")
     loaded = load_config(flags, os.environ, config_file)
     stopped: list[Signals] = []
     with interrupted_by_signals():

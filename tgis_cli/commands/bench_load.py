@@ -1,4 +1,4 @@
-"""``tgis bench load``: send requests to a server, and measure what its users would feel."""
+"""``tgis bench load``: send requests to a server, and measure what its users would experience."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tgis_cli.terminal.stop_signals import interrupted_by_signals, stopping_by
 
 app = typer.Typer(add_completion=False)
 
-LAUNCH_HELP = 'Start a server for the run, and stop it: "MODEL --num-shard 2", as for `tgis launch`; demo is a model.'
-METRICS_HELP = "HTTP address of the server, whose /metrics are read. [default: that of the running server]"
+LAUNCH_HELP = 'Start a server for the run with these arguments of `tgis launch`, such as demo or "MODEL --num-shard 2".'
+METRICS_HELP = "HTTP address at which to read the server's /metrics. [default: that of the running server]"
 SELF_HELP = "Measure the generator itself instead of a server: its CPU time per token, and the latency that it adds."
 
 
@@ -42,11 +42,11 @@ def load(
     html: Html = None,
     verbose: Verbose = False,
 ) -> None:
-    """Send requests to a server, and measure what its users would feel.
+    """Send requests to a server, and measure what its users would experience.
 
-    Without options, streams of 128 tokens in and 64 out at 1, 8 and 32 at once, as far as they take 30 seconds. Exit
-    codes: 0 done, 1 the run failed or its figures cannot be trusted, 2 usage, 130 Ctrl-C, after which the figures are
-    those of what was measured until then.
+    Without options, it sends prompts of 128 tokens, each answered with 64, in 1, 8 and 32 concurrent streams, as far as
+    30 seconds allow. Exit codes: 0 done; 1 the run failed or its figures cannot be trusted; 2 wrong usage; 130 Ctrl-C,
+    after which the figures cover what was measured until then.
     """
     from tgis_cli.bench.load.live import Live
     from tgis_cli.bench.load.run import LoadRun, measure_generator, run_load

@@ -34,8 +34,8 @@ def start(
 ) -> None:
     """Measure how long a server takes to start: seconds by phase, bytes read from storage, and peak memory.
 
-    Before a cold start the model's files are dropped from the kernel's page cache, which needs no privileges; a warm
-    one follows at once. The server listens on free ports of this machine only. All other options of `tgis launch` can
+    Before a cold start, the model's files are dropped from the kernel's page cache, which needs no privileges; a warm
+    start follows at once. The server listens on free ports of this machine only. All other options of `tgis launch` can
     be given in the environment or with --config, except those that `tgis run` fixes.
     """
     from tgis_cli.bench.start.measure import measure_starts

@@ -13,13 +13,9 @@ from tgis_cli.clients.connection_options import with_connection_options
 
 app = typer.Typer(add_completion=False)
 
-Interval = Annotated[
-    float, typer.Option(min=0.2, max=3600, metavar="SECONDS", help="Time between two looks at the server.")
-]
-Once = Annotated[
-    bool, typer.Option("--once", help="Look twice, one interval apart, as rates need; print a page, and end.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object per look; with --once a single one.")]
+Interval = Annotated[float, typer.Option(min=0.2, max=3600, metavar="SECONDS", help="Time between two updates.")]
+Once = Annotated[bool, typer.Option("--once", help="Print one page after one interval, which the rates need, and end.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object per update, or a single one with --once.")]
 
 
 @app.command()
@@ -27,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object per lo
 def top(connection: Connection, interval: Interval = 1.0, once: Once = False, json_: AsJson = False) -> None:
     """Watch a running server: requests, tokens, latencies, KV blocks, processes.
 
-    q or Ctrl-C ends it. Where no page can be drawn, such as in a pipe, it prints a line per look.
+    q or Ctrl-C ends it. Where no page can be drawn, such as in a pipe, it prints a line per update.
     """
     from tgis_cli.top.show import show
     from tgis_cli.top.watcher import Watcher

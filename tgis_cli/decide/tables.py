@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tgis_cli.decide.resolve import Resolved, format_value
-from tgis_cli.terminal.capabilities import paint
+from tgis_cli.terminal.capabilities import BOLD, DIM, paint
 from tgis_server.options import GROUPS, LoadedConfig, options
 from tgis_server.words.layout import lay_out
-
-BOLD, DIM = "1", "2"  # ANSI
 
 Row = tuple[str, str, str]
 

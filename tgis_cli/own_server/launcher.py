@@ -12,19 +12,21 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
 
 from tgis_cli.own_server.run_log import RunLog
-from tgis_cli.runs.servers import RunningServer, find_server
+from tgis_cli.runs.servers import READY_FILE, RunningServer, find_server
 from tgis_cli.terminal.fixed_in_run import ALWAYS, NOT_FOR_LOOPBACK
 from tgis_server.errors import GroupFailed, HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
 from tgis_server.words.signals import signal_name
 
 ENDINGS = ((signal.SIGTERM, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, None))  # with the seconds to wait
+POLL_S = 0.02
 KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, NotEnoughDevices, GroupFailed, HubError)}
 
 
@@ -88,6 +90,22 @@ class Launcher:
     def find_server(self) -> RunningServer | None:
         """What the launcher has written about its server; ``None`` until it has looked at the model."""
         return find_server(self._process.pid)
+
+    def until_ready(self) -> Iterator[RunningServer | None]:
+        """What is known of the server, again and again; the last is ready.
+
+        Raises:
+            TgisError: the launcher has ended; the error has its sentence and exit code.
+        """
+        server: RunningServer | None = None
+        while True:
+            self.check()
+            if server is None or (server.door / READY_FILE).exists():
+                server = self.find_server()
+            yield server
+            if server is not None and server.has_been_ready:
+                return
+            time.sleep(POLL_S)
 
     def check(self, within_s: float = 0.0) -> None:
         """

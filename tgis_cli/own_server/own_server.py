@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from tgis_cli.clients.grpc_client import Client
 from tgis_cli.own_server.launcher import Launcher, LaunchOptions
 from tgis_cli.own_server.run_log import RunLog
 from tgis_cli.own_server.start_line import StartLine
-from tgis_cli.runs.servers import READY_FILE, RunningServer
+from tgis_cli.runs.servers import RunningServer
 from tgis_server.errors import ModelError, TgisError, Unavailable, UsageError
 
-POLL_S = 0.02
 END_S = 3.0  # for a launcher to end after its server has become unavailable
 
 
@@ -76,9 +74,15 @@ class OwnServer:
             TgisError: it has ended.
         """
         assert self.launcher is not None, "the first connection has started it"
-        assert self.log is not None, "and made its log"
-        try:
+        with self._explained():
             self.launcher.check(within_s)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the launcher, with the place of the log where it says more."""
+        assert self.log is not None, "the first connection has made it"
+        try:
+            yield
         except TgisError as error:
             self.is_log_needed = self.has_processes or not isinstance(error, UsageError | ModelError)
             self.is_log_known = self.is_log_needed and self.log.path is not None and not self.shows_log
@@ -107,15 +111,13 @@ class OwnServer:
         line = StartLine(self.model, self.err, self.environ)
         server: RunningServer | None = None
         try:
-            while True:
-                self._check_launcher()
-                if server is None or (server.door / READY_FILE).exists():
-                    server = launcher.find_server()
+            with self._explained():
+                for server in launcher.until_ready():
                     self.has_processes = self.has_processes or server is not None
-                if server is not None and server.has_been_ready:
-                    return server
-                if not self.shows_log:
-                    line.update(server)
-                time.sleep(POLL_S)
+                    is_ready = server is not None and server.has_been_ready
+                    if not (is_ready or self.shows_log):
+                        line.update(server)
         finally:
             line.clear()
+        assert server is not None, "the last one is ready"
+        return server

@@ -1,4 +1,7 @@
-"""The file of ``--log-file``: a copy of every line. The server keeps running whatever happens to the file or disk."""
+"""The file that ``--log-file`` names: a copy of every output line.
+
+The server keeps running whatever happens to the file or disk.
+"""
 
 from __future__ import annotations
 

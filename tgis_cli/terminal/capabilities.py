@@ -8,6 +8,7 @@ from typing import TextIO
 
 DEFAULT_COLUMNS, DEFAULT_LINES = 80, 24
 BOX = "╭─╮│╰╯"
+BOLD, DIM = "1", "2"  # for ``paint``
 
 
 def is_capable(stream: TextIO, environ: Mapping[str, str]) -> bool:

@@ -29,7 +29,7 @@ COMMANDS = {
     "health": "Check the health of a running server.",
     "generate": "Complete text with a running server.",
     "tokenize": "Show how text is split into tokens.",
-    "bench": "Measure a server as its users feel it.",
+    "bench": "Measure a server as its users experience it.",
     "migrate": "Check manifests and scripts that start the original server.",
     "config": "Show every option, its value and origin, or write a commented config file.",
     "version": "Print versions of TGIS and of what it runs on.",

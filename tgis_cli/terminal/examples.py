@@ -30,8 +30,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tgis top": (
         ("tgis top", "Watch the only server; q ends it."),
-        ("tgis top --url http://host:3000", "Another one, by its HTTP port."),
-        ("tgis top --once --json", "A single look, for scripts."),
+        ("tgis top --url http://host:3000", "Watch another server, by its HTTP port."),
+        ("tgis top --once --json", "A single reading, for scripts."),
     ),
     "tgis stop": (
         ("tgis stop", "Stop the only server."),
@@ -55,7 +55,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tgis bench load": (
         ("tgis bench load --concurrency 1,8,32 --duration 30", "Three levels of half a minute."),
-        ("tgis bench load --rate 4 --input-tokens 64:512 --output-tokens 200", "Four calls per second, at random."),
+        (
+            "tgis bench load --rate 4 --input-tokens 64:512 --output-tokens 200",
+            "Send four requests per second, at random times.",
+        ),
         ('tgis bench load --goodput "ttft<500ms,itl<50ms"', "The highest rate with good latencies."),
         ("tgis bench load --prompts trace.jsonl --json result.json", "Replay a trace, for scripts."),
     ),
@@ -74,7 +77,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "tgis bench ab": (
         ('tgis bench ab --a org/model --b "org/model --num-shard 2"', "Are two shards faster?"),
-        ("tgis bench ab --a-url host-1:8033 --b-url host-2:8033 --metric ttft_p50", "Two servers, by first tokens."),
+        (
+            "tgis bench ab --a-url host-1:8033 --b-url host-2:8033 --metric ttft_p50",
+            "Two servers, by first token.",
+        ),
         ("tgis bench ab --a org/model --b-python new/bin/python --b org/model", "Is a new version faster?"),
     ),
     "tgis health": (

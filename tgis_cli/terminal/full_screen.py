@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import termios
@@ -20,7 +21,7 @@ ENTER = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
 LEAVE = "\x1b[?25h\x1b[?1049l"
 HOME, CLEAR_LINE = "\x1b[H", "\x1b[2K"
 DEFAULT_ROWS = 24
-ESCAPE = b"\x1b"  # begins what function keys send
+SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)  # what a function key sends
 
 
 class FullScreen:
@@ -34,6 +35,7 @@ class FullScreen:
         self._output = output
         self._keys = [keys.fileno()] if is_terminal(keys) else []
         self._modes = ModeSwitch(output, termios.ECHO | termios.ICANON)
+        self._typed = ""  # not yet returned
         self._is_open = False
         self._woken, self._waker = os.pipe()
         for end in (self._woken, self._waker):
@@ -70,6 +72,12 @@ class FullScreen:
         Raises:
             EOFError: no more keys can come.
         """
+        if not self._typed:
+            self._typed = self._read_keys()
+        key, self._typed = self._typed[:1], self._typed[1:]
+        return key
+
+    def _read_keys(self) -> str:
         ready, _, _ = select.select([self._woken, *self._keys], [], [])
         if self._woken in ready:
             with contextlib.suppress(BlockingIOError):
@@ -79,7 +87,7 @@ class FullScreen:
         typed = os.read(self._keys[0], 1024)
         if not typed:
             raise EOFError
-        return "" if typed.startswith(ESCAPE) else typed[-1:].decode("ascii", "replace")
+        return SEQUENCE.sub("", typed.decode("ascii", "replace"))
 
     def wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # woken already

@@ -13,6 +13,7 @@ from tgis_server.words.control_characters import escape_controls
 
 CLEAR_LINE = "\r\x1b[2K"
 EVERY_S = 0.1
+LINE_S = 10.0  # between lines where they cannot change, for commands that take minutes
 
 
 class StatusLine:

@@ -46,7 +46,7 @@ def interrupted_by_signals() -> Iterator[None]:
     An echo of the signal is ignored; a later signal has its usual effect.
 
     Raises:
-        Interrupted: a stop signal came.
+        Interrupted: a stop signal arrived.
     """
     received: list[tuple[signal.Signals, float]] = []
     before = {number: signal.getsignal(number) for number in heeded_signals()}

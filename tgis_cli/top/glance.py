@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tgis_cli.clients.answer import format_latency, format_rate
-from tgis_cli.clients.metrics import ITL, PROMPT_TOKENS, QUEUE, STEP, TTFT, Change, Histogram
+from tgis_cli.clients.metrics import ITL, PERCENTILES, PROMPT_TOKENS, QUEUE, STEP, TTFT, Change, Histogram
 from tgis_cli.top.processes import Process
 from tgis_cli.top.window import RATE_S, WINDOW_S, Point, Window
 from tgis_server.words.control_characters import escape_controls
 
 READY, NO_ANSWER = "ready", "no answer"
 STATES = {"serving": READY}  # the others are called as the server calls them
-PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tgis_cli.clients.answer import format_latency, format_rate
 from tgis_cli.clients.server_table import format_age
-from tgis_cli.terminal.capabilities import paint
+from tgis_cli.terminal.capabilities import BOLD, DIM, paint
 from tgis_cli.top.glance import READY, Glance, Latency, format_share, or_dash
 from tgis_cli.top.processes import Process
 from tgis_server.words.control_characters import escape_controls
@@ -18,8 +18,8 @@ from tgis_server.words.sizes import format_bytes, format_count
 BARS = "▁▂▃▄▅▆▇█"
 LABEL, VALUE = 15, 10  # columns
 NAME = 24  # of a process
-BOLD, DIM, GREEN, YELLOW = "1", "2", "32", "33"
-KEYS = "q ends"
+GREEN, YELLOW = "32", "33"
+KEYS = "q: quit"
 MAX_REASON = 4  # lines
 
 
@@ -104,7 +104,7 @@ def make_facts(glance: Glance, columns: int) -> list[str]:
         f"prefix cache hits {or_dash(glance.prefix_hit_share, format_share)}",
         f"preemptions {or_dash(glance.preemptions, str)}",
         f"KV blocks {or_dash(glance.kv_blocks_total, '{:,}'.format)}",
-        f"calls {or_dash(glance.calls_in_flight, str)}",
+        f"requests in flight {or_dash(glance.calls_in_flight, str)}",
         f"failures {failures}{causes}",
     ]
     lines = [""]

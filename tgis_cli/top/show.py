@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from tgis_cli.clients.answer import to_json_line
-from tgis_cli.terminal.capabilities import can_encode, get_width, has_color, is_capable
+from tgis_cli.terminal.capabilities import DIM, can_encode, get_width, has_color, is_capable
 from tgis_cli.terminal.full_screen import FullScreen
 from tgis_cli.top.glance import NO_ANSWER, Glance
 from tgis_cli.top.page import BARS, KEYS, Style, make_page
@@ -62,7 +62,7 @@ def show_page(watcher: Watcher, interval_s: float) -> None:
         while True:
             if glance := background.get_newest():
                 columns, rows = screen.size
-                screen.draw([*make_page(glance, columns, rows - 1, style), style.paint(KEYS, "2")])
+                screen.draw([*make_page(glance, columns, rows - 1, style), style.paint(KEYS, DIM)])
             try:
                 if screen.wait_for_key() in END_KEYS:
                     return

@@ -87,13 +87,12 @@ def make_level(concurrency: int, *, has_server: bool, is_streamed: bool, fails: 
     calls, gaps = calls[:most], gaps[: 63 * most]
     failed = rng.random(len(calls)) < fails
     good = calls[~failed]
-    samples = {"e2e": good[:, 3] - good[:, 1], "e2e_intended": good[:, 3] - good[:, 0]}
+    samples = {"e2e": good[:, 3] - good[:, 1]}
     if is_streamed:
         samples |= {
             "ttft": good[:, 2] - good[:, 1],
             "itl": gaps if len(good) else gaps[:0],
             "tpot": (good[:, 3] - good[:, 2]) / 63,
-            "ttft_intended": good[:, 2] - good[:, 0],
         }
     rate = len(good) / LEVEL_S
     failures = {"RESOURCE_EXHAUSTED": int(failed.sum())} if failed.any() else {}
@@ -118,11 +117,11 @@ def make_level(concurrency: int, *, has_server: bool, is_streamed: bool, fails: 
         output_tokens_per_s=estimate(64 * rate),
         total_tokens_per_s=estimate(192 * rate),
         whole_output_tokens_per_s=60 * rate,
-        latencies={name: make_distribution(values) for name, values in samples.items()},
-        objective_share=None,
+        latencies={name: make_distribution(values) for name, values in samples.items() if len(values)},
+        num_judged=0,
+        num_good=0,
         generator={
             "workers": 1,
-            "send_lag_p50_s": 0.00006,
             "send_lag_p99_s": 0.0004,
             "loop_lag_p99_s": 0.0009,
             "cpu_share": 0.04 * rate,
@@ -168,8 +167,6 @@ def make_calls(concurrency: int, rng: np.random.Generator) -> tuple[np.ndarray, 
 
 
 def make_distribution(samples: np.ndarray) -> Distribution:
-    if not len(samples):
-        return Distribution(0, float("nan"), float("nan"), float("nan"), {})
     ordered = np.sort(samples)
     known = [name for name in PERCENTS if len(samples) * (1 - float(name) / 100) >= 2]
     edges = np.geomspace(max(1e-5, ordered[0] * 0.95), ordered[-1] * 1.05, 41)
@@ -213,8 +210,8 @@ def make_series(
     if has_server:
         rows = np.minimum(busy, SERVER_ROWS)
         server = {
-            "queue": (busy - rows).tolist(),
-            "batch_rows": rows.tolist(),
+            "waiting": (busy - rows).tolist(),
+            "rows_per_step": rows.tolist(),
             "kv_used_share": [None, *(rows[1:] / 40 * rng.uniform(0.9, 1.1, len(rows) - 1)).tolist()],
         }
     return Series(

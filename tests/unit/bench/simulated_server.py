@@ -9,12 +9,30 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.records import GeneratorHealth, Records
+from tgis_cli.clients.address import Address
+
+
+class FakeClient:
+    """Says what a load asks of a server before it sends anything; a word is a token."""
+
+    address = Address("127.0.0.1", 8033, is_tls=False, source="--url")
+
+    def __init__(self, url: str = "", max_sequence_length: int = 2048, max_new_tokens: int = 1024) -> None:
+        self.url = url
+        self._info = SimpleNamespace(max_sequence_length=max_sequence_length, max_new_tokens=max_new_tokens)
+
+    def model_info(self) -> Any:
+        return self._info
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        return [1 + len(text.split()) for text in texts]
 
 
 @dataclass

@@ -148,7 +148,9 @@ def test_the_smallest_difference_is_found_nine_times_of_ten():
     def measure(rng: random.Random, speed: float):
         return lambda: speed * math.exp(rng.gauss(0, 0.05))
 
-    typical = Comparison(values_a=[math.exp(0.0707), 1.0] * 30, values_b=[1.0, math.exp(0.0707)] * 30)
+    typical = Comparison()
+    for a, b in [(math.exp(0.0707), 1.0), (1.0, math.exp(0.0707))] * 30:
+        typical.add_pair(a, b)
     smallest = typical.smallest_difference
     found = [
         compare_ab(measure(rng, 1.0), measure(rng, 1 + smallest)).verdict is Verdict.DIFFERENT
@@ -176,7 +178,7 @@ def test_a_limit_below_which_nothing_can_be_shown_is_said():
 
     assert comparison.verdict is Verdict.UNDECIDED
     assert describe_verdict(comparison, "ttft_p50", "lower")[1] == (
-        "So few pairs can show no difference: allow more than 3."
+        "So few pairs cannot show a difference: allow more than 3."
     )
 
 
@@ -186,7 +188,7 @@ def test_more_pairs_are_not_advised_to_a_comparison_that_was_cut():
     found, advice = describe_verdict(comparison, "ttft_p50", "lower")
 
     assert "after 1 pair of rounds" in found
-    assert advice == "So few pairs can show no difference: let it run longer."
+    assert advice == "So few pairs cannot show a difference: let it run longer."
 
 
 def test_a_comparison_that_is_cut_keeps_its_complete_pairs():

@@ -6,31 +6,16 @@ import contextlib
 import io
 import random
 import sys
-from types import SimpleNamespace
 
 import pytest
 
-from simulated_server import SimulatedServer
+from simulated_server import FakeClient, SimulatedServer
 from tgis_cli.bench import ab_run
 from tgis_cli.bench.ab_run import Side, run_ab
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.target import Target
-from tgis_cli.clients.address import Address
 from tgis_cli.clients.parameters import Parameters
 from tgis_server.errors import Unavailable, UsageError
-
-
-class FakeClient:
-    address = Address("127.0.0.1", 8033, is_tls=False, source="--url")
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def model_info(self):
-        return SimpleNamespace(max_sequence_length=2048, max_new_tokens=1024)
-
-    def count_tokens(self, texts):
-        return [1 + len(text.split()) for text in texts]
 
 
 @pytest.fixture
@@ -140,7 +125,7 @@ def test_a_round_has_one_level(opened, flags):
 def test_a_metric_that_is_unknown_is_refused_before_anything_starts(opened):
     with pytest.raises(UsageError, match=r"--metric tttf_p50 is unknown. Did you mean ttft_p50 or"):
         compare(metric="tttf_p50")
-    with pytest.raises(UsageError, match=r"--metric tokens is unknown. There are output_tokens_per_s, .* and others\."):
+    with pytest.raises(UsageError, match=r"--metric tokens is unknown. Use output_tokens_per_s, .* for example\."):
         compare(metric="tokens")
     assert opened == []
 
@@ -188,7 +173,7 @@ def test_rounds_that_are_doubtful_now_and_then_do_not_spoil_the_comparison(opene
     result, _, _ = compare(noise=0.002)
 
     assert result.is_valid
-    assert result.notes[-1] == "1 of 14 rounds are doubtful. The last one, B: The generator was late."
+    assert result.notes[-1] == "1 of 14 rounds cannot be trusted. The last problem, on side B: The generator was late."
 
 
 def test_a_side_without_a_server_is_named(opened, monkeypatch):
@@ -207,8 +192,8 @@ def test_a_side_without_a_server_is_named(opened, monkeypatch):
     ("given", "sentence"),
     [
         ((None, None, None), 'Nothing says what A is: give --a "MODEL ...", --a-url or --a-python.'),
-        (("demo", "a:1", None), "--a-url is of a running server: leave --a and --a-python out."),
-        ((None, None, "/no/python"), "--a-python is /no/python, which is no program that can be run."),
+        (("demo", "a:1", None), "--a-url names a running server: leave out --a and --a-python."),
+        ((None, None, "/no/python"), "--a-python is /no/python, which is not a program that can be run."),
         (("demo 'x", None, None), '--a "demo \'x" cannot be split into words'),
     ],
 )

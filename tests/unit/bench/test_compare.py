@@ -120,14 +120,14 @@ def test_groups_that_only_one_result_has_are_named():
     ]
 
 
-def test_doubtful_results_and_other_surroundings_are_said():
+def test_doubtful_results_and_other_environments_are_said():
     old = result_of(speed(1), problems=["The generator was late."])
     new = result_of(speed(1), is_cut=True, fingerprint={"cpu": {"model": "Fast 2"}, "memory": {"free_bytes": 3}})
 
     assert compare_results(old, new).notes == [
         "The old result is invalid: The generator was late.",
-        "The new result was cut before its time.",
-        "The surroundings differ in cpu.model: Fast 1, then Fast 2.",
+        "The new result is from a run that was stopped early.",
+        "The environments differ in cpu.model: Fast 1, then Fast 2.",
     ]
 
 
@@ -140,7 +140,7 @@ def test_results_of_other_loads_are_refused_unless_told_otherwise():
 
 
 def test_results_of_other_kinds_are_refused():
-    with pytest.raises(UsageError, match="old result is of `tgis bench load`, and the new one of `tgis bench start`"):
+    with pytest.raises(UsageError, match="old result is from `tgis bench load`, but the new one is from"):
         compare_results(result_of(speed(1)), result_of(speed(1), kind="start"), any_shape=True)
 
 

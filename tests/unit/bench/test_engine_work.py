@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tgis_cli.bench.engine.work import Cost, Plan, Work, add_up, cost_of, list_works, read_numbers, why_left_out
+from tgis_cli.bench.engine.measure import EngineOptions
+from tgis_cli.bench.engine.work import Cost, Plan, Work, add_up, cost_of, list_works, read_sizes, why_left_out
 from tgis_server.engines.api import Capacity
 from tgis_server.engines.door import StepWork
 from tgis_server.errors import UsageError
@@ -82,12 +83,18 @@ def test_a_plan_reaches_the_leader_whole():
     assert Plan.from_dict(plan.as_dict()) == plan
 
 
-def test_numbers_are_read_without_repetitions():
-    assert read_numbers(" 8, 1,8", "--rows") == (8, 1)
-    assert read_numbers("", "--prefill") == ()
+@pytest.mark.parametrize("sizes", [((), (8,), ()), ((1,), (), ())])
+def test_a_plan_without_any_work_is_refused(sizes: tuple[tuple[int, ...], ...]):
+    with pytest.raises(UsageError, match="nothing to measure"):
+        EngineOptions(*sizes, rounds=1).make_plan()
+
+
+def test_sizes_are_read_in_their_order_and_may_be_none():
+    assert read_sizes(" 8, 1", "--rows") == (8, 1)
+    assert read_sizes("", "--prefill") == ()
 
 
 @pytest.mark.parametrize("text", ["0", "1,", "eight", "1.5", "-1"])
-def test_what_is_no_list_of_numbers_is_refused(text: str):
+def test_what_is_no_list_of_sizes_is_refused(text: str):
     with pytest.raises(UsageError, match=r"--rows is .* such as 1,8,32"):
-        read_numbers(text, "--rows")
+        read_sizes(text, "--rows")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import asdict
+from types import SimpleNamespace
 
-from tgis_cli.bench.limits import Bandwidth, Limits, best_of, best_rate, measure_bandwidth, read_limits
+import pytest
+
+from tgis_cli.bench import limits as limits_module
+from tgis_cli.bench.limits import Bandwidth, Limits, best_of, best_rate, copy_rounds, measure_bandwidth, read_limits
 
 
 def test_the_best_round_counts_but_not_the_first_which_warms_up():
@@ -29,6 +33,18 @@ def test_bandwidth_is_measured_with_one_thread_and_with_several_which_end():
 
     assert bandwidth.num_threads == 2
     assert min(bandwidth.one_thread, bandwidth.all_threads) > 0
+    assert threading.active_count() == before
+
+
+def test_threads_end_when_a_round_is_interrupted(monkeypatch):
+    def interrupt() -> float:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    monkeypatch.setattr(limits_module, "time", SimpleNamespace(perf_counter=interrupt))  # read while threads copy
+    with pytest.raises(KeyboardInterrupt):
+        next(copy_rounds(2)())
+
     assert threading.active_count() == before
 
 

@@ -9,7 +9,8 @@ from screens import Terminal
 from simulated_server import Tick
 from tgis_cli.bench.load.detail import Level, read_detail
 from tgis_cli.bench.load.levels import Plan
-from tgis_cli.bench.load.live import LINE_S, Live
+from tgis_cli.bench.load.live import Live
+from tgis_cli.terminal.status_line import LINE_S
 
 
 class Clock:
@@ -69,7 +70,7 @@ def test_elsewhere_there_is_a_line_every_ten_seconds_and_one_for_each_level():
     lines = show_elsewhere(*(0.25 * number for number in range(1, int(25 / 0.25))))
 
     assert [line.partition(",")[0] for line in lines[:-1]] == ["4 requests/s"] * 2
-    assert lines[0].startswith("4 requests/s, 82 calls left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
+    assert lines[0].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
     assert lines[-1].startswith("4 streams, ")
 
 

@@ -33,7 +33,7 @@ def test_they_are_shown_as_they_could_be_typed():
         ("speed<5ms", "there are ttft, itl, tpot, e2e"),
         ("ttft<5", "with no unit: write ttft<5ms or ttft<5s"),
         ("ttft<5min", "an unknown unit, min"),
-        ("ttft<0ms", "nothing can hold"),
+        ("ttft<0ms", "no request can meet"),
         ("ttft<5ms,ttft<6ms", "limits ttft twice"),
     ],
 )

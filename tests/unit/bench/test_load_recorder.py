@@ -78,14 +78,14 @@ def test_the_first_explanation_of_each_status_is_kept():
     assert recorder.num_failed == 2
 
 
-def test_a_call_that_was_never_sent_counts_as_sent_when_it_failed():
+def test_a_call_that_was_never_sent_has_no_time_of_sending():
     recorder = make_recorder()
     call = StreamedCall(b"", Call(b"", True, 1, 0, 0), 0, recorder)
     recorder.begin(call, due=1.0)
 
     call.on_end(UNAVAILABLE, "no connection", 2.5)
 
-    assert recorder.columns.sent_s[0] == 2.5
+    assert isnan(recorder.columns.sent_s[0])
 
 
 @pytest.mark.parametrize("kind", [StreamedCall, UnaryCall])

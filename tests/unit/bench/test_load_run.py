@@ -6,34 +6,19 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from simulated_server import SimulatedServer, Tick
+from simulated_server import FakeClient, SimulatedServer, Tick
 from tgis_cli.bench.load import run as run_module
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.run import STALL_S, StallWatch, run_load
 from tgis_cli.bench.load.target import Target
 from tgis_cli.bench.result import Result
-from tgis_cli.clients.address import Address
 from tgis_cli.clients.parameters import Parameters
 from tgis_server.errors import UsageError
-
-
-class FakeClient:
-    address = Address("127.0.0.1", 8033, is_tls=False, source="--url")
-
-    def __init__(self, max_sequence_length: int = 2048, max_new_tokens: int = 1024) -> None:
-        self._info = SimpleNamespace(max_sequence_length=max_sequence_length, max_new_tokens=max_new_tokens)
-
-    def model_info(self) -> Any:
-        return self._info
-
-    def count_tokens(self, texts: list[str]) -> list[int]:
-        return [1 + len(text.split()) for text in texts]
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +74,7 @@ def test_left_out_levels_are_noted_with_the_option_that_measures_them():
     result = measure(SimulatedServer(step_s=1.0))
 
     assert titles(result) == ["1 stream"]
-    assert any("--concurrency 8,32 measures them" in note for note in result.notes)
+    assert any("measure them with --concurrency 8,32" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("text", ["5", "5s", "5.0", 5.0])
@@ -116,7 +101,7 @@ def test_objectives_that_one_stream_cannot_hold_are_not_tried_at_rates():
     result = measure(SimulatedServer(), goodput="ttft<0.001ms", duration=5)
 
     assert titles(result) == ["1 stream"]
-    assert any("One stream alone does not hold ttft<0.001ms" in note for note in result.notes)
+    assert any("With a single stream, less than 95% of the requests meet ttft<0.001ms" in note for note in result.notes)
 
 
 def test_a_search_that_runs_out_of_requests_says_so():
@@ -164,7 +149,7 @@ def test_goodput_is_found_and_said():
 
     goodput = result.detail["goodput"]
     assert 3 < goodput["rate"] < goodput["lowest_rate_that_failed"] < 9
-    assert any("95% of the calls hold e2e<700ms" in note for note in result.notes)
+    assert any("95% of the requests meet e2e<700ms" in note for note in result.notes)
 
 
 def test_an_overloaded_server_is_called_so():
@@ -213,9 +198,9 @@ def test_an_idle_server_is_not_silent():
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ({"input_tokens": "2000"}, "make up to 2,064 tokens, but this server allows 2,048"),
+        ({"input_tokens": "2000"}, "can total 2,064 tokens, but this server allows 2,048"),
         ({"output_tokens": "1:1025"}, "allows at most 1,024 new tokens per answer"),
-        ({"input_tokens": "1"}, "adds 1 to each text: at least 2 are needed"),
+        ({"input_tokens": "1"}, "adds 1 special token to each text: at least 2 tokens are needed"),
     ],
 )
 def test_shapes_that_the_model_cannot_have_are_refused(flags: dict[str, str], reason: str):
@@ -229,23 +214,23 @@ def test_shapes_that_the_model_cannot_have_are_refused(flags: dict[str, str], re
         ({"rate": "4", "concurrency": "8"}, "--concurrency and --rate are given, but each decides the levels"),
         ({"burstiness": 0.5}, "--burstiness is for an open loop: give --rate or --goodput too"),
         ({"rate": "4", "arrival": "constant", "burstiness": 0.5}, "--burstiness has no effect with --arrival constant"),
-        ({"prompts": "p", "input_tokens": "5"}, "--prompts has whole prompts, so --input-tokens has no effect"),
-        ({"prompts": "p", "output_tokens": "5:9"}, "needs a fixed number with --prompts"),
+        ({"prompts": "p", "input_tokens": "5"}, "--prompts gives whole prompts, so --input-tokens has no effect"),
+        ({"prompts": "p", "output_tokens": "5:9"}, "must be a single number with --prompts"),
         ({"speed": 2.0}, "--speed is for a trace"),
         ({"stream": True, "inputs_per_call": 2}, "A stream has one prompt"),
-        ({"stream": False, "goodput": "ttft<5ms"}, "only e2e can be held"),
+        ({"stream": False, "goodput": "ttft<5ms"}, "--goodput can limit only e2e"),
         ({"shared_prefix": 128}, "must be less than the 128 tokens of the shortest prompt"),
         ({"concurrency": "1,x"}, "must be whole numbers of streams above 0, such as 1,8,32"),
         ({"concurrency": "0"}, "must be whole numbers of streams above 0"),
-        ({"rate": "-1"}, "must be calls per second above 0"),
-        ({"rate": "2,4,2"}, "names 2 twice: levels must differ"),
+        ({"rate": "-1"}, "must be requests per second above 0"),
+        ({"rate": "2,4,2"}, "names 2 twice: leave one of them out"),
         ({"rate": "1e9"}, "may be at most 100,000"),
-        ({"rate": "nan"}, "must be calls per second above 0"),
+        ({"rate": "nan"}, "must be requests per second above 0"),
         ({"duration": 0.0}, "--duration is 0.0, but must be a number of seconds above 0"),
         ({"duration": "x"}, "--duration is x, but must be a number of seconds above 0"),
         ({"rate": "4", "burstiness": 1e-9}, "--burstiness is 1e-09, but must be at least 0.01"),
-        ({"rate": "5,100000", "duration": 60}, "makes 6,000,000 calls, but a level may have at most 1,000,000"),
-        ({"rate": "1e-9", "duration": 2}, "sends less than one call in 2 s"),
+        ({"rate": "5,100000", "duration": 60}, "makes 6,000,000 requests, but a level may have at most 1,000,000"),
+        ({"rate": "1e-9", "duration": 2}, "sends less than one request in 2 s"),
         ({"rate": "1e-9", "requests": 2}, "take more than a day"),
         ({"rate": "1", "requests": 2_000_000}, "may have at most 1,000,000 per level"),
     ],

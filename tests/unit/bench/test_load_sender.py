@@ -9,9 +9,9 @@ from typing import Any
 
 from tgis_cli.bench.http2.client import OK
 from tgis_cli.bench.load.calls import Arrivals
-from tgis_cli.bench.load.columns import Columns
+from tgis_cli.bench.load.columns import CUT, Columns
 from tgis_cli.bench.load.orders import split
-from tgis_cli.bench.load.recorder import CUT, RecordedCall
+from tgis_cli.bench.load.recorder import RecordedCall
 from tgis_cli.bench.load.sender import Sender
 from tgis_cli.bench.null_feed import NullFeed
 

@@ -45,6 +45,12 @@ def test_the_check_leaves_no_file_and_keeps_one_that_is_there(tmp_path: Path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "old")]
 
 
+def test_a_command_without_a_result_refuses_files():
+    Outputs().refuse("--profile prints a list")
+    with pytest.raises(UsageError, match=r"^--profile prints a list: leave --json and --csv out\.$"):
+        Outputs(json="r.json", csv="-").refuse("--profile prints a list")
+
+
 @pytest.mark.parametrize("place", ["-", "r.out"])
 def test_two_results_cannot_go_to_one_place(place: str):
     with pytest.raises(UsageError, match="--json and --csv would both write to"):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tgis_cli.bench.repeats import estimate_mean
 from tgis_cli.bench.start.measure import Peak, Start, explain_cold_starts, list_starts, make_figures, make_start
 from tgis_cli.bench.start.page_cache import drop, list_files, share_in_memory
+from tgis_cli.bench.statistics.rates import estimate_mean
 
 READY = {
     "elapsed_s": 2.5,

@@ -412,7 +412,8 @@ def test_every_choice_has_a_reason():
         "  max_sequence_length   2048       max_position_embeddings of config.json",
         "  max_batch_tokens      512        the default on a CPU",
         "  kv_cache_memory       -          one sequence of maximum length (1 MiB) or, if larger, the smaller of "
-        "4.0 GiB and 25% of what is free after loading (now 4.0 GiB per shard)",
+        "4.0 GiB and 25% of what is free after loading (now 4.0 GiB per shard), but no more than --max-batch-size "
+        "sequences can fill",
         "  tokenization_workers  6          8 CPUs minus 2 shards, limited to 1 to 8",
         "  shard_cpus            0-3 / 4-7  separate cores for each shard",
         "  shard_threads         4          8 CPUs for 2 shards",

@@ -137,7 +137,7 @@ def test_help_catalogue_and_doors_do_not_import_torch() -> None:
     ],
 )
 def test_an_unknown_engine_is_an_error_everywhere(ask: Callable[[Run], object]) -> None:
-    with pytest.raises(UsageError, match=r"no engine 'natvie' in this version, only native and fake"):
+    with pytest.raises(UsageError, match=r"This version has no engine 'natvie', only native and fake"):
         ask(make_run(Path(), engine="natvie", shard_threads=1))
 
 

@@ -198,7 +198,8 @@ def test_hanging_storage_is_reported_promptly_and_ends_the_start_in_time(
         "/elsewhere": 404,
     }
     assert f"The model is still loading; the launcher has been waiting for {pipe} for" in answers["/health"][1]
-    assert set(psutil.Process().children()) <= before
+    left = set(psutil.Process().children()) - before
+    assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []  # its end may come after the error
 
 
 def test_a_port_in_use_does_not_stop_the_survey(monkeypatch: pytest.MonkeyPatch):

@@ -46,7 +46,7 @@ def assert_is_as_before(terminal: Terminal, before: list[Any]) -> None:
     assert (terminal.screen.is_alternate, terminal.screen.has_cursor) == (False, True)
 
 
-@pytest.mark.parametrize("ending", ["q", "x", "\x03", signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ending", ["q", "x", "aqa", "\x1b[Aq", "\x03", signal.SIGTERM, signal.SIGHUP])
 def test_the_terminal_is_as_before_however_the_program_ends(ending: str | signal.Signals):
     with open_terminal() as terminal:
         before = termios.tcgetattr(terminal.stream)

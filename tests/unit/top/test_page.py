@@ -69,7 +69,7 @@ def test_a_page_has_everything_in_80_columns_and_24_rows():
     ]
     assert page[14:17] == [
         "rows per step 31, step 20 ms, prefix cache hits 25%, preemptions 3",
-        "KV blocks 100, calls 38, failures 3 (2 cancelled, 1 conc_limit)",
+        "KV blocks 100, requests in flight 38, failures 3 (2 cancelled, 1 conc_limit)",
         "",
     ]
     assert page[17:] == [

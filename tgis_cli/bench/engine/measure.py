@@ -23,7 +23,7 @@ from tgis_cli.bench.limits import Limits, best_of, read_limits
 from tgis_cli.bench.repeats import divide, make_figure
 from tgis_cli.bench.result import Figure, Result
 from tgis_cli.supervisor.environment import child_environment
-from tgis_cli.terminal.status_line import StatusLine
+from tgis_cli.terminal.status_line import LINE_S, StatusLine
 from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
 from tgis_server.engines.door import ModelSummary, StepWork
 from tgis_server.errors import GroupFailed, UsageError
@@ -32,7 +32,6 @@ from tgis_server.options import LoadedConfig
 from tgis_server.run import Run
 
 HIGHEST_SHARE = 1.1  # small products can be a little faster than the large ones that the limit comes from
-LINE_S = 10.0  # between lines of progress where they cannot change
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,16 @@ class EngineOptions:
     num_profiled: int = 0
 
     def make_plan(self) -> Plan:
-        return Plan(tuple(list_works(self.rows, self.contexts, self.prefills)), self.rounds)
+        """
+        Raises:
+            UsageError: there is nothing to measure.
+        """
+        works = tuple(list_works(self.rows, self.contexts, self.prefills))
+        if not works:
+            raise UsageError(
+                "There is nothing to measure: give --prefill a length, or both --rows and --context a number."
+            )
+        return Plan(works, self.rounds)
 
 
 @dataclass(slots=True)
@@ -96,7 +104,7 @@ def measure_engine(
         line.show(lambda: "looking at the machine and the model")
         decided = decide(loaded, environ, run_dir)
         if decided.summary.kind != "decoder":
-            raise UsageError(f"{decided.run.model_id} is no decoder: `tgis bench engine` measures no others.")
+            raise UsageError(f"{decided.run.model_id} is not a decoder: `tgis bench engine` measures only decoders.")
         run = give_slots(decided.run, options)
         run.save()
         limits = None
@@ -204,8 +212,8 @@ def doubt_limits(figures: Iterable[Figure]) -> Iterator[str]:
     """Caches can beat the memory's bandwidth, but nothing the rate of matrix products."""
     if any(figure.name == "compute_share" and figure.estimate.value > HIGHEST_SHARE for figure in figures):
         yield (
-            "Some figures are beyond the limits that were measured: other processes used this machine then. Measure "
-            "again when it is quiet."
+            "Some figures exceed the measured limits of this machine: other processes used it while they were "
+            "measured. Measure again when the machine is idle."
         )
 
 

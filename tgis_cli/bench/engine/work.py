@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from tgis_cli.bench.lists import read_list
 from tgis_server.engines.api import Capacity
 from tgis_server.engines.door import StepWork
-from tgis_server.errors import UsageError
 from tgis_server.wire.messages import SamplingParams, Wanted
 from tgis_server.words.sizes import format_count
 
@@ -62,16 +62,13 @@ class Plan:
         return cls(tuple(Work(**work) for work in facts["works"]), facts["rounds"])
 
 
-def read_numbers(text: str, flag: str) -> tuple[int, ...]:
-    """``1,8,32`` as numbers; nothing for an empty text.
+def read_sizes(text: str, flag: str) -> tuple[int, ...]:
+    """Whole numbers; none for an empty text.
 
     Raises:
-        UsageError: it is not a list of positive numbers.
+        UsageError: it is no list of different numbers above 0.
     """
-    words = [word.strip() for word in text.split(",")] if text.strip() else []
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise UsageError(f"{flag} is {text!r}, but must be positive numbers with commas between them, such as 1,8,32.")
-    return tuple(dict.fromkeys(map(int, words)))
+    return read_list(text, flag, int, "whole numbers above 0, such as 1,8,32") if text.strip() else ()
 
 
 def list_works(rows: Sequence[int], contexts: Sequence[int], prefills: Iterable[int]) -> Iterator[Work]:
@@ -87,14 +84,14 @@ def why_left_out(work: Work, capacity: Capacity) -> str | None:
     """A sentence, if the loaded engine has no room for a work."""
     if work.length > capacity.max_sequence_length:
         return (
-            f"{work.title} is left out: with what follows it needs {work.length:,} positions, but a sequence may have "
+            f"{work.title} is left out: it needs sequences of {work.length:,} tokens, but this model allows at most "
             f"{capacity.max_sequence_length:,} (--max-sequence-length)."
         )
     if capacity.num_blocks and work.num_blocks(capacity.block_size) > capacity.num_blocks:
         need, room = work.num_blocks(capacity.block_size) * capacity.block_size, capacity.num_blocks
         return (
-            f"{work.title} is left out: it needs keys and values of {need:,} tokens, but there is room for "
-            f"{room * capacity.block_size:,} (--kv-cache-memory)."
+            f"{work.title} is left out: it needs room for the keys and values of {need:,} tokens, but the cache "
+            f"holds {room * capacity.block_size:,} (--kv-cache-memory)."
         )
     return None
 

@@ -104,9 +104,9 @@ class Channel:
             raise NotConnectedError("the server does not offer HTTP/2 (ALPN)")
 
     def start(self, call: ClientStream) -> None:
-        """Send it now or as soon as there is a connection with room for it.
+        """Send the call now, or as soon as a connection has room for it.
 
-        It ends with UNAVAILABLE if the next attempt to connect fails.
+        The call ends with UNAVAILABLE if the next attempt to connect fails.
         """
         connection = self._connection
         if connection is not None and connection.can_send:

@@ -39,10 +39,10 @@ def check_duration(rate: float, duration_s: float, max_calls: int | None) -> Non
     num_calls = rate * duration_s
     if num_calls < 1:
         raise UsageError(
-            f"--rate {rate:g} sends less than one call in {duration_s:g} s: raise it, or give a longer --duration."
+            f"--rate {rate:g} sends less than one request in {duration_s:g} s: raise it, or give a longer --duration."
         )
     if min(num_calls, max_calls or num_calls) > MAX_CALLS:
         raise UsageError(
-            f"--rate {rate:g} for {duration_s:g} s makes {num_calls:,.0f} calls, but a level may have at most "
+            f"--rate {rate:g} for {duration_s:g} s makes {num_calls:,.0f} requests, but a level may have at most "
             f"{MAX_CALLS:,}: give a shorter --duration, or --requests."
         )

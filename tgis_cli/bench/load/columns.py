@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
+CUT = -1  # the status of a call that we ended because the run was cut
+
 
 def ints() -> array[int]:
     return array("q")
@@ -20,7 +22,7 @@ def floats() -> array[float]:
 
 @dataclass(slots=True)
 class Columns:
-    """The fields of ``Records``, but with times of the monotonic clock."""
+    """The fields of ``Records``, but with times of the monotonic clock. ``sent_s`` is NaN without a connection."""
 
     index: array[int] = field(default_factory=ints)
     due_s: array[float] = field(default_factory=doubles)
@@ -48,3 +50,9 @@ class WorkerHealth:
     num_tokens: int = 0
     num_queued: int = 0
     peak_bytes: int = 0
+
+
+def read_peak_bytes() -> int:
+    """The most memory that this process has had in RAM. Unlike getrusage, without that of the parent before exec."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))

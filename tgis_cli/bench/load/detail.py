@@ -44,7 +44,7 @@ class Series:
     itl_p50_s: list[float | None]
     itl_p95_s: list[float | None]
     errors: list[int]
-    server: dict[str, list[float | None]] = field(default_factory=dict)  # queue, batch_rows, kv_used_share
+    server: dict[str, list[float | None]] = field(default_factory=dict)  # waiting, rows_per_step, kv_used_share
 
 
 @dataclass(slots=True)
@@ -69,17 +69,21 @@ class Level:
     output_tokens_per_s: Estimate
     total_tokens_per_s: Estimate
     whole_output_tokens_per_s: float  # of the whole level, ramp-up and tail included
-    latencies: dict[str, Distribution]  # ttft, itl, tpot, e2e, and ttft_intended, e2e_intended
-    objective_share: float | None  # share of the requests that met the objectives, if there are any
-    generator: dict[
-        str, Any
-    ]  # workers, send_lag_p50_s, send_lag_p99_s, loop_lag_p99_s, cpu_share, cpu_us_per_token, ...
+    latencies: dict[str, Distribution]  # ttft, itl, tpot, e2e; of open loops also ttft_intended, e2e_intended
+    num_judged: int  # requests of the steady window that could meet the objectives, failed ones too; 0 without any
+    num_good: int  # of these: answered, and they met all
+    generator: dict[str, Any]  # workers, send_lag_p99_s, loop_lag_p99_s, cpu_share, cpu_us_per_token, ...
     server: dict[str, Any] | None  # differences of /metrics over the level; None without it
     first_token_split: dict[str, float] | None  # mean seconds: client, queue, prefill, rest
     series: Series
     waterfall: list[dict[str, Any]]  # at most 200 calls: due_s, sent_s, first_s, end_s, status, output_tokens
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def objective_share(self) -> float | None:
+        """``None`` if no request was judged."""
+        return self.num_good / self.num_judged if self.num_judged else None
 
     @property
     def is_short(self) -> bool:

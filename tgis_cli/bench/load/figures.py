@@ -11,18 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Distribution, Level, Series
 from tgis_cli.bench.load.honesty import check_counts, find_problems
 from tgis_cli.bench.load.objectives import Objective
 from tgis_cli.bench.load.records import CUT, Doubles, GeneratorHealth, Ints, Records
+from tgis_cli.bench.load.saturation import is_saturated
 from tgis_cli.bench.load.timeline import LatencyOverTime, Tokens, find_buckets, read_tokens, sum_by_call
+from tgis_cli.bench.load.windows import belongs_to, find_steady_window, find_whole_window
 from tgis_cli.bench.result import Estimate, Figure
+from tgis_cli.bench.server_side import first_token_split
 from tgis_cli.bench.statistics.quantiles import Clusters, Samples, batch_in_time, estimate_percentiles
 from tgis_cli.bench.statistics.rates import NUM_BATCHES, estimate_rate, estimate_share, spread
-from tgis_cli.bench.statistics.saturation import is_saturated
-from tgis_cli.bench.statistics.windows import belongs_to, find_steady_window, find_whole_window
 
-LATENCIES = ("ttft", "itl", "tpot", "e2e", "ttft_intended", "e2e_intended")
+LATENCIES = ("ttft", "itl", "tpot", "e2e")
+INTENDED = ("ttft_intended", "e2e_intended")  # of open loops: a closed one has no schedule that could be missed
 MAX_WATERFALL = 200
 MAX_STEPS = 600  # of the series: one per pixel of a wide chart
 STEP_S = 1.0
@@ -67,8 +70,10 @@ def make_level(
     latencies = measure_calls(records)
     chosen = belongs_to(records, steady)
     is_ok = records.status == 0
+    answered = is_ok & chosen
     generator = describe_generator(health)
-    described = describe_latencies(latencies, is_ok & chosen, tokens)
+    names = LATENCIES if arrivals.due_s is None else LATENCIES + INTENDED
+    described = describe_latencies(names, latencies, answered, tokens)
     server = watch.difference() if watch is not None else None
     series = make_series(records, latencies, tokens, step_edges)
     if watch is not None:
@@ -76,6 +81,7 @@ def make_level(
     is_behind = arrivals.due_s is not None and is_saturated(records)
     wrong_counts = int(np.count_nonzero(has_wrong_counts(records)))
     failed = ~is_ok & (records.status != CUT)
+    judged = chosen & (records.status != CUT) & bool(objectives)
     return Level(
         title=title,
         concurrency=arrivals.concurrency,
@@ -84,20 +90,21 @@ def make_level(
         whole=whole,
         steady=steady,
         sent=len(records.index),
-        completed=int(np.count_nonzero(is_ok & chosen)),
+        completed=int(np.count_nonzero(answered)),
         failed=int(np.count_nonzero(failed)),
         failures=count_failures(records.status[failed]),
-        failure_texts={name_status(status): text for status, text in records.texts.items() if status != CUT},
+        failure_texts={name_status(status): text for status, text in records.texts.items()},
         wrong_counts=wrong_counts,
         is_cut=is_cut,
         is_saturated=is_behind,
-        **estimate_rates(records, tokens, steady_edges),
+        **estimate_rates(records, tokens, steady_edges, answered, is_closed=arrivals.concurrency is not None),
         whole_output_tokens_per_s=float(tokens.by_step.sum() / whole.end_s) if whole.end_s else 0.0,
         latencies=described,
-        objective_share=find_objective_share(latencies, tokens, objectives, is_ok, chosen & (records.status != CUT)),
+        num_judged=int(np.count_nonzero(judged)),
+        num_good=int(np.count_nonzero(judged & is_ok & find_good(latencies, tokens, objectives))),
         generator=generator,
         server=server,
-        first_token_split=split_first_token(server, records),
+        first_token_split=first_token_split(server, records),
         series=series,
         waterfall=sample_calls(records),
         problems=[
@@ -132,11 +139,11 @@ def measure_calls(records: Records) -> dict[str, Doubles]:
 
 
 def describe_latencies(
-    latencies: dict[str, Doubles], chosen: npt.NDArray[np.bool_], tokens: Tokens
+    names: Sequence[str], latencies: dict[str, Doubles], chosen: npt.NDArray[np.bool_], tokens: Tokens
 ) -> dict[str, Distribution]:
     """Of the chosen calls, and of all gaps in the steady window; without those that have no sample."""
     described = {}
-    for name in LATENCIES:
+    for name in names:
         if name == "itl":
             samples: Samples = tokens.gaps
             clusterings: Sequence[Clusters] = tokens.clusters
@@ -174,18 +181,27 @@ def make_histogram(samples: Samples) -> tuple[list[float], list[int]]:
     return edges.tolist(), counts.tolist()
 
 
-def estimate_rates(records: Records, tokens: Tokens, edges: Doubles) -> dict[str, Estimate]:
-    """Rates over the steady window. What was in progress at its borders counts in proportion."""
+def estimate_rates(
+    records: Records, tokens: Tokens, edges: Doubles, answered: npt.NDArray[np.bool_], *, is_closed: bool
+) -> dict[str, Estimate]:
+    """Rates over the steady window. What was in progress at its borders counts in proportion.
+
+    Args:
+        answered: the calls of the window that were.
+    """
     is_ok = records.status == 0
     batch_s = float(edges[1] - edges[0])
+    call_s = float((records.end_s - records.sent_s)[answered].mean()) if answered.any() else 0.0
     until = np.where(np.isnan(records.first_s), records.end_s, records.first_s)
     inputs = spread(records.sent_s, until, edges, records.input_tokens)
     answers = spread(records.sent_s[is_ok], records.end_s[is_ok], edges)
     num_tokens = int(tokens.by_batch.sum())
+    # With as many streams at any time, which calls are in flight matters little to how many tokens there are.
+    token_s = 0.0 if is_closed else call_s
     return {
-        "requests_per_s": estimate_rate(answers, batch_s, int(answers.sum())),
-        "output_tokens_per_s": estimate_rate(tokens.by_batch, batch_s, num_tokens),
-        "total_tokens_per_s": estimate_rate(tokens.by_batch + inputs, batch_s, num_tokens),
+        "requests_per_s": estimate_rate(answers, batch_s, int(answers.sum()), call_s=call_s),
+        "output_tokens_per_s": estimate_rate(tokens.by_batch, batch_s, num_tokens, call_s=token_s),
+        "total_tokens_per_s": estimate_rate(tokens.by_batch + inputs, batch_s, num_tokens, call_s=call_s),
     }
 
 
@@ -197,24 +213,16 @@ def has_wrong_counts(records: Records) -> npt.NDArray[np.bool_]:
     return is_wrong
 
 
-def find_objective_share(
-    latencies: dict[str, Doubles],
-    tokens: Tokens,
-    objectives: Sequence[Objective],
-    is_ok: npt.NDArray[np.bool_],
-    chosen: npt.NDArray[np.bool_],
-) -> float | None:
-    """The share of the chosen calls that were answered and kept to all objectives.
+def find_good(latencies: dict[str, Doubles], tokens: Tokens, objectives: Sequence[Objective]) -> npt.NDArray[np.bool_]:
+    """Which calls keep to all objectives, if they were answered.
 
     The first token and the end count from the intended start, as a user's patience does.
     """
-    if not objectives or not chosen.any():
-        return None
-    is_good = is_ok.copy()
+    is_good = np.ones(len(latencies["e2e"]), np.bool_)
     for objective in objectives:
         name = {"ttft": "ttft_intended", "e2e": "e2e_intended"}.get(objective.metric, objective.metric)
         is_good &= tokens.is_good[objective.limit_s] if name == "itl" else keeps(latencies[name], objective.limit_s)
-    return float(is_good[chosen].mean())
+    return is_good
 
 
 def keeps(latencies: Doubles, limit_s: float) -> npt.NDArray[np.bool_]:
@@ -236,7 +244,6 @@ def name_status(code: int) -> str:
 def describe_generator(health: GeneratorHealth) -> dict[str, Any]:
     return {
         "workers": health.workers,
-        "send_lag_p50_s": pick(health.send_lag_s, 0.5),
         "send_lag_p99_s": pick(health.send_lag_s, 0.99),
         "num_queued": health.num_queued,
         "loop_lag_p99_s": pick(health.loop_lag_s, 0.99),
@@ -250,14 +257,6 @@ def describe_generator(health: GeneratorHealth) -> dict[str, Any]:
 
 def pick(samples: Doubles, share: float) -> float | None:
     return float(np.quantile(samples, share)) if len(samples) else None
-
-
-def split_first_token(server: dict[str, Any] | None, records: Records) -> dict[str, float] | None:
-    if server is None:
-        return None
-    from tgis_cli.bench.server_side import first_token_split
-
-    return first_token_split(server, records)
 
 
 def make_series(records: Records, latencies: dict[str, Doubles], tokens: Tokens, edges: Doubles) -> Series:
@@ -311,6 +310,6 @@ def iterate_figures(level: Level) -> Iterator[Figure]:
             yield Figure(group, f"{name}_p{percent}", "s", "lower", estimate, latency.count)
         yield Figure(group, f"{name}_mean", "s", "", Estimate(latency.mean), latency.count)
     yield Figure(group, "failed_share", "", "lower", estimate_share(level.failed, level.sent), level.sent)
-    if level.objective_share is not None:
-        share = estimate_share(round(level.objective_share * level.completed), level.completed)
-        yield Figure(group, "objective_share", "", "higher", share, level.completed)
+    if level.num_judged:
+        share = estimate_share(level.num_good, level.num_judged)
+        yield Figure(group, "objective_share", "", "higher", share, level.num_judged)

@@ -44,13 +44,13 @@ def check_send_lag(lag_s: float, latencies: Mapping[str, Distribution], num_queu
         return
     if num_queued:
         yield (
-            f"{format_count(num_queued, 'call')} waited in the generator, because the server allows only so many at a "
-            "time on a connection: use more --workers, each of which has a connection."
+            f"{format_count(num_queued, 'request')} waited in the generator, because the server limits how many a "
+            "connection may have in flight: use more --workers, each of which has its own connection."
         )
     else:
         yield (
-            f"The generator sent one call in a hundred more than {lag_s * 1000:.0f} ms late, which is too much beside "
-            f"{describe_slow(latencies, name)}: use {remedy}, or lower the load."
+            f"The generator sent one request in a hundred more than {lag_s * 1000:.0f} ms late, which is too much "
+            f"compared with {describe_slow(latencies, name)}: use {remedy}, or lower the load."
         )
 
 
@@ -59,7 +59,7 @@ def check_loop_lag(lag_s: float, latencies: Mapping[str, Distribution], remedy: 
     if lag_s > max(MIN_LOOP_LAG_S, MAX_LOOP_LAG_SHARE * find_slow(latencies, name)):
         yield (
             f"The generator read one answer in a hundred more than {lag_s * 1000:.0f} ms late, which is too much "
-            f"beside {describe_slow(latencies, name)}: use {remedy}."
+            f"compared with {describe_slow(latencies, name)}: use {remedy}."
         )
 
 
@@ -74,8 +74,8 @@ def check_cpu(share: float, workers: int, remedy: str) -> Iterator[str]:
 def check_counts(wrong_counts: int) -> Iterator[str]:
     if wrong_counts:
         yield (
-            f"{format_count(wrong_counts, 'answer')} had another number of tokens than was asked for, so the figures "
-            "are not of the load that was meant."
+            f"{format_count(wrong_counts, 'answer')} had a different number of tokens than requested, so the figures "
+            "are not those of the intended load."
         )
 
 

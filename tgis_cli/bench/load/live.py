@@ -15,11 +15,10 @@ from typing import Protocol, TextIO
 
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.load.levels import Plan
-from tgis_cli.terminal.status_line import StatusLine
+from tgis_cli.terminal.status_line import LINE_S, StatusLine
 from tgis_server.words.layout import lay_out
 from tgis_server.words.sizes import format_count
 
-LINE_S = 10.0  # between lines where they cannot change
 MAX_SAMPLES = 2000  # of the latest, for percentiles
 RATE_S = 2.0  # the rate is that of the last so many seconds
 
@@ -99,7 +98,7 @@ class LevelSoFar:
         calls_left = math.inf if self.max_calls is None else self.max_calls - self.progress.sent
         if left <= 0 or calls_left <= 0:
             return "finishing"
-        return f"{left:.0f} s left" if left < math.inf else format_count(int(calls_left), "call") + " left"
+        return f"{left:.0f} s left" if left < math.inf else format_count(int(calls_left), "request") + " left"
 
 
 class Live:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from tgis_cli.bench.load.columns import Columns, WorkerHealth
+from tgis_cli.bench.load.columns import Columns, WorkerHealth, read_peak_bytes
 from tgis_cli.bench.load.records import Doubles, GeneratorHealth, Ints, Records
 
 Floats = npt.NDArray[np.float32]
@@ -28,6 +28,7 @@ def merge_columns(parts: list[Columns], start_s: float) -> Records:
     def ints(columns: Iterable[array[int]]) -> Ints:
         return join_ints(columns)[order]
 
+    sent_s = times(part.sent_s for part in parts)
     num_gaps = join_ints(part.num_gaps for part in parts)
     gaps = [np.frombuffer(part.gap_s, np.float32) for part in parts if part.gap_s]
     texts: dict[int, str] = {}
@@ -36,7 +37,7 @@ def merge_columns(parts: list[Columns], start_s: float) -> Records:
     return Records(
         index=ints(part.index for part in parts),
         due_s=times(part.due_s for part in parts),
-        sent_s=times(part.sent_s for part in parts),
+        sent_s=np.where(np.isnan(sent_s), end_s[order] - start_s, sent_s),
         first_s=times(part.first_s for part in parts),
         end_s=end_s[order] - start_s,
         status=ints(part.status for part in parts),
@@ -63,15 +64,17 @@ def reorder(gaps: Floats, num_gaps: Ints, order: Ints) -> Floats:
     return ordered
 
 
-def merge_health(parts: list[WorkerHealth], records: Records, *, is_cut: bool, reason: str) -> GeneratorHealth:
+def merge_health(parts: list[WorkerHealth], columns: list[Columns], *, is_cut: bool, reason: str) -> GeneratorHealth:
+    """Of the workers, and of this process, which joins what they have measured."""
+    lag_s = join_doubles(part.sent_s for part in columns) - join_doubles(part.due_s for part in columns)
     return GeneratorHealth(
         workers=len(parts),
-        send_lag_s=records.sent_s - records.due_s,
+        send_lag_s=lag_s[np.isfinite(lag_s)],  # a lost connection is not the generator's delay
         loop_lag_s=join_doubles(part.loop_lag_s for part in parts),
         cpu_share=max((part.cpu_s / part.wall_s for part in parts if part.wall_s > 0), default=0.0),
         cpu_s=sum(part.cpu_s for part in parts),
         num_tokens=sum(part.num_tokens for part in parts),
-        peak_bytes=sum(part.peak_bytes for part in parts),
+        peak_bytes=sum(part.peak_bytes for part in parts) + read_peak_bytes(),
         num_queued=sum(part.num_queued for part in parts),
         is_cut=is_cut,
         cut_reason=reason,

@@ -23,7 +23,7 @@ def list_problems(run: LoadRun) -> Iterator[str]:
         yield from (say_of(level, problem) for problem in level.problems)
     if run.levels and not run.is_cut and not any(level.completed for level in run.levels):
         reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
-        yield f"No call was completed{f' ({reasons[0]})' if reasons else ''}."
+        yield f"No request was completed{f' ({reasons[0]})' if reasons else ''}."
 
 
 def say_of(level: Level, sentence: str) -> str:
@@ -52,8 +52,8 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
     hits = max(((level.server or {}).get("prefix_hit_share") or 0.0 for level in run.levels), default=0.0)
     if hits > MAX_HIT_SHARE and not run.options.shared_prefix and not run.options.prompts:
         yield (
-            f"Up to {hits:.0%} of the prompt tokens were in the server's prefix cache: it knows them from a run with "
-            "the same --seed."
+            f"Up to {hits:.0%} of the prompt tokens were already in the server's prefix cache, from an earlier run "
+            "with the same --seed."
         )
     if isinstance(run.options.strategy, DefaultLevels) and not run.is_cut and run.outcomes:
         yield from list_left_out(run)
@@ -82,7 +82,7 @@ def list_left_out(run: LoadRun) -> Iterator[str]:
     left = DEFAULT_STREAMS[len(run.outcomes) :]
     if left and not (isinstance(run.feed, PromptFile) and run.feed.is_trace):
         streams = ",".join(map(str, left))
-        yield f"More streams were left out, so that the run ends within 30 s: --concurrency {streams} measures them."
+        yield f"More streams were left out so that the run ends within 30 s: measure them with --concurrency {streams}."
 
 
 def describe_goodput(run: LoadRun) -> dict[str, Any] | None:
@@ -108,21 +108,21 @@ def list_goodput_notes(run: LoadRun) -> Iterator[str]:
     if goodput is None:
         return
     limits = ", ".join(goodput["objectives"])
-    share = f"{goodput['share']:.0%} of the calls"
+    share = f"{goodput['share']:.0%} of the requests"
     min_rate = run.options.strategy.min_rate if isinstance(run.options.strategy, GoodputSearch) else 0.0
     if not goodput["rates"] and not run.is_cut:
-        yield f"One stream alone does not hold {limits} for {share}, so no rate was tried."
+        yield f"With a single stream, less than {share} meet {limits}, so no rate was tried."
     elif goodput["rate"] is None and (goodput["lowest_rate_that_failed"] or math.inf) < 2 * min_rate:
         yield (
-            f"Down to {goodput['lowest_rate_that_failed']:g} requests/s, less than {share} hold {limits}; at lower "
+            f"Down to {goodput['lowest_rate_that_failed']:g} requests/s, less than {share} meet {limits}; at lower "
             "rates a level has too few requests to judge: give a longer --duration."
         )
     elif goodput["rate"] is None:
-        yield f"No rate was found at which {share} hold {limits}."
+        yield f"No rate was found at which {share} meet {limits}."
     elif goodput["lowest_rate_that_failed"] is None:
-        yield f"At every rate that was tried, up to {goodput['rate']:g} requests/s, {share} hold {limits}."
+        yield f"At every rate that was tried, up to {goodput['rate']:g} requests/s, {share} meet {limits}."
     else:
         yield (
-            f"Up to {goodput['rate']:g} requests/s, {share} hold {limits}; at "
-            f"{goodput['lowest_rate_that_failed']:g} they do not."
+            f"Up to {goodput['rate']:g} requests/s, {share} meet {limits}; at "
+            f"{goodput['lowest_rate_that_failed']:g} requests/s they do not."
         )

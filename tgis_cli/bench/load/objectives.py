@@ -54,5 +54,5 @@ def parse_objective(text: str, flag: str) -> Objective:
         wrong = f"an unknown unit, {unit}" if unit else "no unit"
         raise UsageError(f"{flag} has {text!r} with {wrong}: write {metric}<{number}ms or {metric}<{number}s.")
     if not float(number):
-        raise UsageError(f"{flag} has {text!r}, which nothing can hold: the limit must be above 0.")
+        raise UsageError(f"{flag} has {text!r}, which no request can meet: the limit must be above 0.")
     return Objective(metric, float(number) * UNITS[unit])

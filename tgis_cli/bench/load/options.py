@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from tgis_cli.bench.lists import read_list
 from tgis_cli.bench.load.amount import check_amount
 from tgis_cli.bench.load.arrivals import Pacing, Process
 from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Plan, Strategy, Sweep
@@ -33,6 +34,7 @@ ROUND_STREAMS, ROUND_S = 8, 5.0  # of a round of `tgis bench ab`, unless the opt
 MAX_WARMUP = 8  # by default
 MOST_WARMUP = 1000
 MAX_STREAMS, MAX_RATE = 4096, 100_000
+STREAMS, RATES = "whole numbers of streams above 0, such as 1,8,32", "requests per second above 0, such as 0.5,2,8"
 SALT_BITS = 20
 # The parameters of `tgis generate` that a load can have: it sets lengths itself, and a seed for each call.
 PARAMETERS = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "logprobs", "top_n")
@@ -49,14 +51,18 @@ def option(name: str, kind: Any, panel: str, metavar: str | None, text: str, **m
 OPTIONS: dict[str, Any] = dict(
     (
         option(
-            "input_tokens", str | None, SHAPE, "N|A:B|normal:MEAN,DEV", f"Of each prompt. [default: {DEFAULT_INPUTS}]"
+            "input_tokens",
+            str | None,
+            SHAPE,
+            FORMS,
+            f"Tokens of each prompt. [default: {DEFAULT_INPUTS}]",
         ),
         option(
             "output_tokens",
             str | None,
             SHAPE,
             FORMS,
-            f"Of each answer, which is forced to have them. [default: {DEFAULT_OUTPUTS}]",
+            f"Tokens of each answer, which is forced to this length. [default: {DEFAULT_OUTPUTS}]",
         ),
         option("shared_prefix", int | None, SHAPE, "N", "The first N input tokens are the same in all prompts.", min=1),
         option(
@@ -64,11 +70,20 @@ OPTIONS: dict[str, Any] = dict(
             str | None,
             SHAPE,
             "FILE",
-            'Send these prompts: a JSON object per line with a "text"; "output_tokens", "start_s" (seconds after the '
-            "start, which makes a trace) and parameters as in `tgis generate --file` are optional.",
+            'Send the prompts of this file: on each line, a JSON object with a "text". "output_tokens", "start_s" '
+            "(seconds after the start, which makes the file a trace) and parameters as in `tgis generate --file` are "
+            "optional.",
         ),
-        option("inputs_per_call", int | None, SHAPE, "N", "Prompts in one call; unary.", min=1, max=1024),
-        option("stream/no-stream", bool | None, SHAPE, "", "Whether answers come token by token. [default: they do]"),
+        option(
+            "inputs_per_call",
+            int | None,
+            SHAPE,
+            "N",
+            "Prompts in each request, which is then a unary call.",
+            min=1,
+            max=1024,
+        ),
+        option("stream/no-stream", bool | None, SHAPE, "", "Whether answers come token by token. [default: yes]"),
         option(
             "seed",
             int | None,
@@ -83,24 +98,24 @@ OPTIONS: dict[str, Any] = dict(
             str | None,
             ARRIVAL,
             "N,N,...",
-            "Closed loop: keep so many calls in flight; a level each. [default: 1,8,32, as far as they take 30 s]",
+            "Closed loop: keep N requests in flight; one level for each N. [default: 1,8,32, as far as 30 s allow]",
         ),
-        option("rate", str | None, ARRIVAL, "X,X,...", "Open loop: so many calls per second; a level each."),
-        option("sweep", bool, ARRIVAL, "", "Double the streams until the server gives no more, and find the knee."),
+        option("rate", str | None, ARRIVAL, "X,X,...", "Open loop: send X requests per second; one level for each X."),
+        option("sweep", bool, ARRIVAL, "", "Double the streams until throughput stops growing, and find the knee."),
         option(
             "goodput",
             str | None,
             ARRIVAL,
             "LIMITS",
-            'Find the highest rate at which 95 % of the calls hold limits such as "ttft<500ms,itl<50ms"; also tpot, '
-            "e2e.",
+            'Find the highest rate at which 95 % of the requests meet limits such as "ttft<500ms,itl<50ms"; there are '
+            "also tpot and e2e.",
         ),
         option(
             "arrival",
             str | None,
             ARRIVAL,
             "|".join(Process),
-            "How calls of an open loop follow each other. [default: poisson]",
+            "Intervals between the requests of an open loop. [default: poisson]",
             autocompletion=lambda: list(Process),
         ),
         option(
@@ -108,21 +123,35 @@ OPTIONS: dict[str, Any] = dict(
             float | None,
             ARRIVAL,
             "X",
-            "Shape of the gamma distribution of the intervals: below 1 calls come in bursts. [default: 1, Poisson]",
+            "Shape of the gamma distribution of the intervals: below 1, requests come in bursts. [default: 1, Poisson]",
         ),
         option("speed", float | None, ARRIVAL, "X", "Replay a trace X times as fast."),
-        option("duration", str | None, ARRIVAL, "SECONDS", "Send calls for so long per level. [default: 10]"),
-        option("requests", int | None, ARRIVAL, "N", "Send at most so many calls per level.", min=1),
+        option(
+            "duration",
+            str | None,
+            ARRIVAL,
+            "SECONDS",
+            f"How long each level sends requests. [default: {LEVEL_S:g}; without any options {DEFAULT_LEVEL_S:g}]",
+        ),
+        option("requests", int | None, ARRIVAL, "N", "Maximum number of requests per level.", min=1),
         option(
             "warmup",
             int | None,
             ARRIVAL,
             "N",
-            f"Calls before the first level that do not count. [default: one per stream, at most {MAX_WARMUP}]",
+            f"Requests before the first level, which do not count. [default: one per stream, at most {MAX_WARMUP}]",
             min=0,
             max=MOST_WARMUP,
         ),
-        option("workers", int | None, ARRIVAL, "N", "Processes that send. [default: by the load]", min=1, max=64),
+        option(
+            "workers",
+            int | None,
+            ARRIVAL,
+            "N",
+            "Processes that send requests. [default: depends on the load]",
+            min=1,
+            max=64,
+        ),
     )
 )
 
@@ -276,7 +305,7 @@ def check_together(given: Mapping[str, Any]) -> None:
     """
     named = [as_flag(name) for name in ARRIVALS if name in given]
     if len(named) > 1:
-        raise UsageError(f"{' and '.join(named)} are given, but each decides the levels: leave all but one out.")
+        raise UsageError(f"{' and '.join(named)} are given, but each decides the levels: leave out all but one.")
     is_open = "rate" in given or "goodput" in given
     for name in ("arrival", "burstiness"):
         if name in given and not is_open:
@@ -284,16 +313,16 @@ def check_together(given: Mapping[str, Any]) -> None:
     if given.get("arrival") == Process.CONSTANT and "burstiness" in given:
         raise UsageError("--burstiness has no effect with --arrival constant: leave one of them out.")
     if "prompts" in given and (name := next((each for each in ("input_tokens", "shared_prefix") if each in given), "")):
-        raise UsageError(f"--prompts has whole prompts, so {as_flag(name)} has no effect: leave one of them out.")
+        raise UsageError(f"--prompts gives whole prompts, so {as_flag(name)} has no effect: leave one of them out.")
     if "prompts" in given and given.get("inputs_per_call", 1) > 1:
-        raise UsageError("--prompts sends one prompt per call: leave --inputs-per-call out.")
+        raise UsageError("--prompts sends one prompt per request: leave out --inputs-per-call.")
     if "speed" in given and "prompts" not in given:
         raise UsageError("--speed is for a trace: give its file with --prompts.")
     if given.get("stream") and given.get("inputs_per_call", 1) > 1:
-        raise UsageError("A stream has one prompt: leave --stream or --inputs-per-call out.")
+        raise UsageError("A stream has one prompt: leave out --stream or --inputs-per-call.")
     is_unary = given.get("stream") is False or "inputs_per_call" in given
     if is_unary and any(one.metric != "e2e" for one in parse_objectives(given.get("goodput", "e2e<1s"), "--goodput")):
-        raise UsageError("Unary calls have no first token and no gaps: of --goodput, only e2e can be held.")
+        raise UsageError("Unary calls have no first token and no gaps: with them, --goodput can limit only e2e.")
 
 
 def with_forced_length(parameters: Parameters, given: Mapping[str, Any], outputs: Lengths) -> Parameters:
@@ -305,41 +334,22 @@ def with_forced_length(parameters: Parameters, given: Mapping[str, Any], outputs
     if "prompts" not in given or "output_tokens" not in given:
         return parameters
     if outputs.low != outputs.high:
-        raise UsageError(f"--output-tokens {outputs.text} needs a fixed number with --prompts.")
+        raise UsageError(f"--output-tokens is {outputs.text}, but must be a single number with --prompts.")
     return dataclasses.replace(parameters, max_new_tokens=outputs.low, min_new_tokens=outputs.low)
 
 
 def choose_strategy(given: Mapping[str, Any]) -> Strategy:
     if "concurrency" in given:
-        return FixedLevels(tuple(Plan(concurrency=int(each)) for each in read_list(given, "concurrency")))
+        streams = read_list(given["concurrency"], "--concurrency", int, STREAMS, MAX_STREAMS)
+        return FixedLevels(tuple(Plan(concurrency=each) for each in streams))
     if "rate" in given:
-        return FixedLevels(tuple(Plan(rate=each) for each in read_list(given, "rate")))
+        rates = read_list(given["rate"], "--rate", float, RATES, MAX_RATE)
+        return FixedLevels(tuple(Plan(rate=each) for each in rates))
     if "sweep" in given:
         return Sweep()
     if "goodput" in given:
         return GoodputSearch(level_s=make_pacing(given).max_s)
     return DefaultLevels(make_pacing(given).max_s or DEFAULT_LEVEL_S)
-
-
-def read_list(given: Mapping[str, Any], name: str) -> list[float]:
-    """
-    Raises:
-        UsageError: it is not a list of positive numbers, or of whole ones for numbers of streams.
-    """
-    text = given[name]
-    is_whole = name == "concurrency"
-    try:
-        numbers = [int(part) if is_whole else float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 < number < math.inf for number in numbers):
-        kind, example = ("whole numbers of streams", "1,8,32") if is_whole else ("calls per second", "0.5,2,8")
-        raise UsageError(f"{as_flag(name)} is {text!r}, but must be {kind} above 0, such as {example}.")
-    if max(numbers) > (most := MAX_STREAMS if is_whole else MAX_RATE):
-        raise UsageError(f"{as_flag(name)} is {text}, but may be at most {most:,}.")
-    if twice := next((number for number in numbers if numbers.count(number) > 1), None):
-        raise UsageError(f"{as_flag(name)} is {text}, which names {twice:g} twice: levels must differ.")
-    return numbers
 
 
 def read_positive(given: Mapping[str, Any], name: str) -> float | None:

@@ -11,6 +11,8 @@ from tgis_cli.bench.http2.channel import Target
 from tgis_cli.bench.load.calls import Arrivals, Feed
 from tgis_cli.bench.load.columns import Columns, WorkerHealth
 
+TICK_S = 0.25  # between totals
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:

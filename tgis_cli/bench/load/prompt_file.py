@@ -98,10 +98,10 @@ def index_lines(stream: BinaryIO, name: str, file: PromptFile, speed: float) -> 
     def parse(line: int, data: bytes) -> None:
         _, _, start_s = parse_line(data, file.shape.parameters)
         if file.places and (start_s is None) == file.is_trace:
-            raise UsageError(f'some lines have "{START}" and others do not: give it in all or in none.')
+            raise UsageError(f'some lines have "{START}" and others do not: give it in all lines or in none.')
         if start_s is not None:
             if file.starts and start_s < file.starts[-1]:
-                raise UsageError(f'its "{START}" is before that of an earlier line: sort the lines by it.')
+                raise UsageError(f'its "{START}" is before that of an earlier line: sort the lines by "{START}".')
             if start_s > MAX_LEVEL_S * speed:
                 at_speed = f" at --speed {speed:g}" if speed != 1 else ""
                 raise UsageError(f'its "{START}" is more than a day after the start{at_speed}.')

@@ -11,10 +11,9 @@ from google.protobuf.message import DecodeError
 
 from tgis_cli.bench.http2.client import INTERNAL, OK, ClientStream
 from tgis_cli.bench.load.calls import Call
-from tgis_cli.bench.load.columns import Columns, doubles, floats
+from tgis_cli.bench.load.columns import CUT, Columns, doubles, floats
 from tgis_server.wire import generation_pb2 as pb
 
-CUT = -1  # as in records.py, which imports numpy
 MAX_SAMPLES = 200  # of each latency, for the live line
 
 read_frame = pb.GenerationResponse.FromString
@@ -145,7 +144,7 @@ class Recorder:
         columns = self.columns
         columns.index.append(call.index)
         columns.due_s.append(call.due)
-        columns.sent_s.append(call.sent if call.sent == call.sent else at)  # NaN: there was no connection
+        columns.sent_s.append(call.sent)
         columns.first_s.append(call.first)
         columns.end_s.append(at)
         columns.status.append(status)

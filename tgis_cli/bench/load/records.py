@@ -10,8 +10,6 @@ import numpy.typing as npt
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-CUT = -1  # the status of a call that we ended because the run was cut
-
 
 @dataclass(slots=True)
 class Records:
@@ -22,7 +20,7 @@ class Records:
 
     index: Ints  # in the feed
     due_s: Doubles  # the intended start: of the schedule or, in a closed loop, when the slot became free
-    sent_s: Doubles  # when the request was handed to the socket
+    sent_s: Doubles  # when the request was handed to the socket; without a connection, when the call failed
     first_s: Doubles  # when the first generated token arrived; NaN without one, and for unary calls
     end_s: Doubles  # when the status arrived
     status: Ints  # gRPC code; CUT
@@ -40,12 +38,12 @@ class GeneratorHealth:
     """How well the generator did its own work, over all its processes."""
 
     workers: int
-    send_lag_s: Doubles  # of each call: from its intended start until it was handed to the socket
+    send_lag_s: Doubles  # of each call that was sent: from its intended start until it was handed to the socket
     loop_lag_s: Doubles  # samples of how late the event loop ran a timer
     cpu_share: float  # of one core, of the busiest worker, over the level
     cpu_s: float  # over all workers
     num_tokens: int  # received
-    peak_bytes: int  # resident memory of all workers
+    peak_bytes: int  # resident memory of all processes, each at its peak
     num_queued: int = 0  # calls that waited because as many were in flight as the server allows on its connections
     is_cut: bool = False  # the level was ended before its time
     cut_reason: str = ""  # a sentence, if it was not ended by us

@@ -95,7 +95,7 @@ class LoadRun:
             num_calls = min(plan.concurrency or RATE_WARMUP, MAX_WARMUP)
         if not num_calls or self.is_cut:
             return
-        self.live.say(f"Warming up with {format_count(num_calls, 'call')}")
+        self.live.say(f"Warming up with {format_count(num_calls, 'request')}")
         at_once = min(num_calls, plan.concurrency or RATE_WARMUP)
         arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, first_index=0)
         records, _ = self._send(arrivals, lambda _: None)
@@ -150,7 +150,9 @@ class LoadRun:
 
         def tick(progress: Progress) -> None:
             if watch.is_stalled(progress, time.monotonic()) and not self.is_cut:
-                self.problems.append(f"The server sent nothing for {STALL_S:.0f} s: its calls were cut.")
+                self.problems.append(
+                    f"The server sent nothing for {STALL_S:.0f} s, so the requests in flight were cancelled."
+                )
                 self.stop()
             on_tick(progress)
 
@@ -206,8 +208,9 @@ def open_feed(options: LoadOptions, target: Target) -> Iterator[SyntheticFeed | 
     vocabulary = Vocabulary.find(target.client.count_tokens)
     if options.inputs.low <= vocabulary.num_special:
         raise UsageError(
-            f"--input-tokens is {options.inputs.text}, but this tokenizer adds {vocabulary.num_special} to each text: "
-            f"at least {vocabulary.num_special + 1} are needed."
+            f"--input-tokens is {options.inputs.text}, but this tokenizer adds "
+            f"{format_count(vocabulary.num_special, 'special token')} to each text: at least "
+            f"{vocabulary.num_special + 1} tokens are needed."
         )
     yield SyntheticFeed(shape, vocabulary, options.inputs, options.outputs, options.shared_prefix, options.salt)
 
@@ -220,11 +223,13 @@ def check_trace(options: LoadOptions, file: PromptFile) -> None:
     decided = [name for name in ("concurrency", "rate", "sweep", "goodput") if name in options.given]
     if file.is_trace and decided:
         raise UsageError(
-            f"--{decided[0]} and --prompts {options.prompts} both decide when calls are sent: leave one out, or "
-            '"start_s" in the file.'
+            f"--{decided[0]} and --prompts {options.prompts} both decide when requests are sent: leave out one of "
+            'them, or "start_s" in the file.'
         )
     if len(file.starts) > MAX_CALLS and not options.pacing.max_calls:
-        raise UsageError(f"{options.prompts} has {len(file.starts):,} calls, but a trace may have {MAX_CALLS:,}.")
+        raise UsageError(
+            f"{options.prompts} has {len(file.starts):,} lines, but a trace may have at most {MAX_CALLS:,}."
+        )
     if options.speed is not None and not file.is_trace:
         raise UsageError(f'--speed is for a trace, but the lines of {options.prompts} have no "start_s".')
 
@@ -243,7 +248,7 @@ def check_lengths(options: LoadOptions, target: Target) -> None:
     longest = options.inputs.high + options.outputs.high
     if longest > info.max_sequence_length:
         raise UsageError(
-            f"--input-tokens {options.inputs.text} and --output-tokens {options.outputs.text} make up to {longest:,} "
+            f"--input-tokens {options.inputs.text} and --output-tokens {options.outputs.text} can total {longest:,} "
             f"tokens, but this server allows {info.max_sequence_length:,} for input and output together."
         )
 
@@ -300,7 +305,7 @@ def measure_generator(options: LoadOptions) -> Result:
     from tgis_cli.bench.self_test import SelfTestOptions, run_self_test
 
     if useless := [as_flag(name) for name in options.given if name not in ("workers", "duration")]:
-        raise UsageError(f"--self has a load of its own, so {', '.join(useless)} has no effect: leave it out.")
+        raise UsageError(f"--self sends a load of its own: leave out {', '.join(useless)}.")
     seconds = options.pacing.max_s if "duration" in options.given else None
     own = SelfTestOptions(workers=options.workers or 1, **({"seconds": seconds} if seconds else {}))
     return run_self_test(own, name_command(), make_fingerprint(os.environ, model={}, server={}, run=options.given))

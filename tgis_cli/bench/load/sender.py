@@ -9,8 +9,9 @@ from time import monotonic
 
 from tgis_cli.bench.http2.channel import Channel
 from tgis_cli.bench.load.calls import Feed
+from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.orders import Share
-from tgis_cli.bench.load.recorder import CUT, RecordedCall, Recorder, StampedCall, StreamedCall, UnaryCall
+from tgis_cli.bench.load.recorder import RecordedCall, Recorder, StampedCall, StreamedCall, UnaryCall
 
 SERVICE = "/fmaas.GenerationService/"
 # What is prepared before the level starts; later calls are prepared in between. All slots' first calls are, anyway.

@@ -107,7 +107,9 @@ def parse_metrics_url(text: str) -> Address:
     """
     address = parse_url(text.removesuffix("/metrics"), "--metrics-url", HTTP, with_tls=False, bare=HTTP)
     if address.protocol != HTTP:
-        raise UsageError(f"--metrics-url {text} is a gRPC address: metrics are at an HTTP port, such as {EXAMPLE}.")
+        raise UsageError(
+            f"--metrics-url {text} is a gRPC address: metrics are served on an HTTP port, such as {EXAMPLE}."
+        )
     return address
 
 

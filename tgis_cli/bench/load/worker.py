@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 import select
 import sys
 import time
@@ -18,13 +17,12 @@ from multiprocessing.connection import Connection
 
 from tgis_cli.bench.exact_loop import make_exact_loop
 from tgis_cli.bench.http2.channel import Channel, NotConnectedError
-from tgis_cli.bench.load.columns import WorkerHealth
-from tgis_cli.bench.load.orders import Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Share, Stop, Totals
+from tgis_cli.bench.load.columns import WorkerHealth, read_peak_bytes
+from tgis_cli.bench.load.orders import TICK_S, Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Share, Stop, Totals
 from tgis_cli.bench.load.sender import SERVICE, Sender
 from tgis_server.child import kill_with_parent
 from tgis_server.errors import GroupFailed, TgisError
 
-TICK_S = 0.25  # between totals
 LAG_S = 0.01  # between samples of the event loop's lag
 
 
@@ -104,7 +102,7 @@ class Worker:
         health.wall_s = loop.time() - at
         health.num_tokens = sender.recorder.num_tokens
         health.num_queued = self._channel.num_queued - num_queued
-        health.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        health.peak_bytes = read_peak_bytes()
         return Done(sender.recorder.columns, health)
 
     def _report(self, sender: Sender) -> None:

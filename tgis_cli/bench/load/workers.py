@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tgis_cli.bench.http2.channel import CONNECT_S, Target
 from tgis_cli.bench.load.calls import Arrivals, Feed
 from tgis_cli.bench.load.columns import floats
-from tgis_cli.bench.load.orders import Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Stop, Totals, split
+from tgis_cli.bench.load.orders import TICK_S, Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Stop, Totals, split
 from tgis_cli.clients.address import Address
 from tgis_cli.clients.no_connection import explain_no_connection
 from tgis_cli.clients.tls_files import TlsFiles
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 START_S = 60.0  # for a worker to import, to connect, and to prepare a level, on a busy machine
 CUT_S = 15.0  # for a worker to end a level that is cut
 END_S = 2.0  # for a worker to end by itself
-TICK_S = 0.25
 LEAD_S = 0.02  # from the order to start until the start: all workers hear it before
 
 
@@ -170,8 +169,9 @@ class Workers:
         for process in self._processes:
             process.send(Go(start_s))
         done = self._watch(on_tick)
-        records = merge_columns([each.columns for each in done], start_s)
-        health = merge_health([each.health for each in done], records, is_cut=self._is_cut, reason=self._reason)
+        columns = [each.columns for each in done]
+        records = merge_columns(columns, start_s)
+        health = merge_health([each.health for each in done], columns, is_cut=self._is_cut, reason=self._reason)
         return records, health
 
     def cut(self) -> None:
@@ -193,7 +193,7 @@ class Workers:
                 for process in self._processes:
                     process.send(Stop())
             if deadline is not None and time.monotonic() >= deadline:
-                raise GroupFailed(f"A worker of the load generator did not end its calls within {CUT_S:g} s.")
+                raise GroupFailed(f"A worker of the load generator did not end its requests within {CUT_S:g} s.")
             for process in self._wait(max(0.0, next_tick - time.monotonic())):
                 match process.receive():
                     case Totals() as totals:

@@ -6,12 +6,11 @@ import itertools
 from collections.abc import Iterator
 
 from tgis_cli.bench.compare import Change, Row, Table
-from tgis_cli.bench.report.grids import Column, Grid, name_figure
+from tgis_cli.bench.report.grids import Column, Grid, name_figure, name_unit
 from tgis_cli.bench.report.markdown import escape, write_grid
 from tgis_cli.bench.report.remarks import Remark
 from tgis_cli.bench.report.table import draw_grid, draw_remarks
-from tgis_cli.bench.report.units import UNKNOWN, Unit, choose_unit
-from tgis_cli.bench.result import Estimate
+from tgis_cli.bench.report.units import Unit, choose_unit, write_change
 
 WORDS = {
     Change.REGRESSION: "REGRESSION",
@@ -21,8 +20,8 @@ WORDS = {
     Change.UNKNOWN: "?",
 }
 HOW = (
-    "The intervals hold for all figures at once, with 95 % confidence, for the noise within each run. How much the "
-    "machine changes from run to run they cannot know: `tgis bench ab` measures that."
+    "The intervals hold for all figures at once, with 95 % confidence, but only for the noise within each run. They "
+    "do not cover how much the machine changes from run to run: `tgis bench ab` does."
 )
 
 
@@ -61,25 +60,13 @@ def name_row(row: Row) -> str:
 
 
 def choose_row_unit(row: Row) -> Unit:
-    unit = "share" if row.name.endswith("_share") else row.unit
-    return choose_unit(unit, (row.old.value, row.new.value))
+    return choose_unit(name_unit(row.name, row.unit), (row.old.value, row.new.value))
 
 
 def write_cells(row: Row) -> tuple[str, ...]:
     unit = choose_row_unit(row)
     values = (unit.format(row.old.value), unit.format(row.new.value))
-    return (*values, write_change(row.ratio.value), write_interval(row.ratio), WORDS[row.change])
-
-
-def write_change(ratio: float) -> str:
-    """``+4.5 %``."""
-    return UNKNOWN if ratio != ratio else f"{(ratio - 1) * 100:+.1f} %"
-
-
-def write_interval(ratio: Estimate) -> str:
-    if ratio.low is None or ratio.high is None:
-        return UNKNOWN
-    return f"{(ratio.low - 1) * 100:+.1f} to {(ratio.high - 1) * 100:+.1f} %"
+    return (*values, write_change(row.ratio.value), write_change(*(row.ratio.interval or ())), WORDS[row.change])
 
 
 def list_remarks(table: Table) -> list[Remark]:

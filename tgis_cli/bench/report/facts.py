@@ -25,7 +25,8 @@ def describe_level(level: Level) -> Iterator[Fact]:
     yield Fact(
         "Window",
         f"{steady.start_s:.1f} to {steady.end_s:.1f} s of {whole.end_s - whole.start_s:.1f} s, "
-        f"{level.completed:,} of {format_count(level.sent, 'request')}, {inside} tokens/s ({over_all} over the whole)",
+        f"{level.completed:,} of {format_count(level.sent, 'request')}, {inside} tokens/s "
+        f"({over_all} over the whole level)",
     )
     if split := describe_split(level):
         yield Fact("First token", split)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tgis_cli.bench.load.detail import Distribution, Level, LoadDetail, read_detail
 from tgis_cli.bench.report.units import Unit, choose_unit
-from tgis_cli.bench.result import Estimate, Figure, Result
+from tgis_cli.bench.result import PERCENTILES, Estimate, Result
 
-PERCENTILES = ("50", "90", "95", "99", "99.9")
 ACRONYMS = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "cpu": "CPU", "kv": "KV", "pss": "PSS", "gemm": "GEMM"}
 LATENCIES = {
     "ttft": "TTFT",
@@ -77,7 +75,7 @@ def make_load_grid(levels: Sequence[Level]) -> Grid:
         if latency in known:
             grid.columns.extend(make_latency_columns(levels, latency, percents))
     if any(level.objective_share is not None for level in levels):
-        add("", "held, %", "share", lambda level: level.objective_share)
+        add("", "met, %", "share", lambda level: level.objective_share)
     add("", "failed", "", lambda level: level.failed)
     return grid
 
@@ -99,9 +97,9 @@ def get_value(estimate: Estimate | None) -> float | None:
     return None if estimate is None else estimate.value
 
 
-def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) -> Grid:
+def make_percentile_grid(level: Level, percents: Iterable[str] = PERCENTILES) -> Grid:
     """A row for each latency of a level, and the intervals of the percentiles below them."""
-    found = {name: level.latencies[name] for name in list_latencies(level)}
+    found = {name: level.latencies[name] for name in LATENCIES if name in level.latencies}
     units = {name: choose_unit("s", list_values(each)) for name, each in found.items()}
     rows = [f"{LATENCIES[name]}, {units[name].name}" for name in found]
     columns = []
@@ -117,24 +115,6 @@ def make_percentile_grid(level: Level, percents: Sequence[str] = PERCENTILES) ->
     return Grid("", rows, columns)
 
 
-def list_latencies(level: Level) -> Iterator[str]:
-    """Those that were measured. From the intended start only if that tells something else than from the actual one."""
-    for name in LATENCIES:
-        actual = level.latencies.get(name.removesuffix("_intended"))
-        found = level.latencies.get(name)
-        if found and found.count and (found is actual or not actual or not are_alike(found, actual)):
-            yield name
-
-
-def are_alike(one: Distribution, other: Distribution) -> bool:
-    """Whether they differ by less than a percent at every percentile."""
-    return all(
-        math.isclose(estimate.value, other.percentiles[name].value, rel_tol=0.01)
-        for name, estimate in one.percentiles.items()
-        if name in other.percentiles
-    )
-
-
 def list_values(distribution: Distribution) -> Iterator[float]:
     yield distribution.mean
     yield from (each.value for each in distribution.percentiles.values())
@@ -142,9 +122,8 @@ def list_values(distribution: Distribution) -> Iterator[float]:
 
 def format_interval(unit: Unit, estimate: Estimate | None) -> str:
     """``44.0-46.2``; empty where none can be given."""
-    if estimate is None or estimate.low is None or estimate.high is None:
-        return ""
-    return f"{unit.format(estimate.low)}-{unit.format(estimate.high)}"
+    interval = estimate.interval if estimate else None
+    return "-".join(map(unit.format, interval)) if interval else ""
 
 
 def make_figure_grids(result: Result) -> Iterator[Grid]:
@@ -156,7 +135,7 @@ def make_figure_grids(result: Result) -> Iterator[Grid]:
         for name, unit_of in kinds:
             figures = [found[name, unit_of] for found in rows.values()]
             estimates = [figure.estimate for figure in figures]
-            unit = choose_unit(name_unit(figures[0]), (each.value for each in estimates))
+            unit = choose_unit(name_unit(name, unit_of), (each.value for each in estimates))
             cells = [unit.format(each.value) for each in estimates]
             below = [format_interval(unit, each) for each in estimates]
             grid.columns.append(Column(*place_name(name_figure(name), unit.name), cells, below))
@@ -176,8 +155,8 @@ def name_figure(name: str) -> str:
     return " ".join(ACRONYMS.get(word, word) for word in IN_NAME.sub("", name).split("_"))
 
 
-def name_unit(figure: Figure) -> str:
-    return "share" if figure.name.endswith("_share") and not figure.unit else figure.unit
+def name_unit(name: str, unit: str) -> str:
+    return "share" if name.endswith("_share") and not unit else unit
 
 
 def drop_columns(grid: Grid, *names: str) -> Grid:

@@ -20,14 +20,14 @@ PANEL = "Output"
 
 
 def option(flag: str, what: str) -> Any:
-    text = f"Write {what} to a file; - is stdout, in place of the table."
+    text = f"Write {what} to a file; - writes it to stdout instead of the table."
     return Annotated[str | None, typer.Option(flag, metavar="FILE", help=text, rich_help_panel=PANEL)]
 
 
 Json = option("--json", "the whole result as JSON")
-Csv = option("--csv", "a line per figure as CSV")
-Markdown = option("--markdown", "a table for a pull request as Markdown")
-Html = option("--html", "a page with charts as HTML")
+Csv = option("--csv", "one CSV line per figure")
+Markdown = option("--markdown", "a Markdown table for a pull request")
+Html = option("--html", "an HTML page with charts")
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show all percentiles of each level.", rich_help_panel=PANEL)
 ]
@@ -49,13 +49,27 @@ class Outputs:
         Raises:
             UsageError: a file cannot be written, or two results would be written to one place.
         """
-        given = [(flag, path) for flag, path in self._paths.items() if path is not None]
+        given = self._given
         for number, (flag, path) in enumerate(given):
             if twice := [other for other, same in given[:number] if same == path]:
                 where = "standard output" if path == STDOUT else path
-                raise UsageError(f"{twice[0]} and {flag} would both write to {where}: choose another file for one.")
+                raise UsageError(
+                    f"{twice[0]} and {flag} would both write to {where}: choose a different file for one of them."
+                )
             if path != STDOUT:
                 check_file(flag, Path(path))
+
+    def refuse(self, why: str) -> None:
+        """For a command that makes no result.
+
+        Args:
+            why: a clause.
+
+        Raises:
+            UsageError: a file was asked for.
+        """
+        if given := self._given:
+            raise UsageError(f"{why}: leave {' and '.join(flag for flag, _ in given)} out.")
 
     def write(self, result: Result, environ: Mapping[str, str] = os.environ) -> None:
         """Write all files, and print the table unless something else goes to standard output.
@@ -74,10 +88,10 @@ class Outputs:
             "--markdown": write_markdown,
             "--html": write_html,
         }
-        for flag, path in self._paths.items():
-            if path is not None and path != STDOUT:
+        for flag, path in self._given:
+            if path != STDOUT:
                 write_file(flag, Path(path), writers[flag](result))
-        printed = next((flag for flag, path in self._paths.items() if path == STDOUT), None)
+        printed = next((flag for flag, path in self._given if path == STDOUT), None)
         if printed is not None:
             sys.stdout.write(writers[printed](result))
             return
@@ -85,6 +99,10 @@ class Outputs:
             result, find_width(sys.stdout), verbose=self.is_verbose, is_colored=has_color(sys.stdout, environ)
         )
         print("\n".join(lines))
+
+    @property
+    def _given(self) -> list[tuple[str, str]]:
+        return [(flag, path) for flag, path in self._paths.items() if path is not None]
 
     @property
     def _paths(self) -> dict[str, str | None]:

@@ -23,7 +23,7 @@ def make_remarks(result: Result) -> list[Remark]:
     detail = find_detail(result)
     remarks = [Remark("problem", sentence) for sentence in result.problems]
     if result.is_cut:
-        remarks.append(Remark("cut", "The run ended before its time: the figures are of what was measured until then."))
+        remarks.append(Remark("cut", "The run was stopped early: the figures cover what was measured until then."))
     for level in detail.levels if detail else ():
         remarks += describe_failures(level)
     return remarks + [Remark("note", sentence) for sentence in result.notes]

@@ -11,11 +11,10 @@ from tgis_cli.bench.report.grids import Column, Grid, drop_columns, find_detail,
 from tgis_cli.bench.report.remarks import Remark, make_remarks
 from tgis_cli.bench.report.subject import describe_subject
 from tgis_cli.bench.result import Result
-from tgis_cli.terminal.capabilities import paint
+from tgis_cli.terminal.capabilities import BOLD, DIM, paint
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import GAP, count_columns, lay_out, wrap
 
-BOLD, DIM = "1", "2"  # ANSI
 COLORS = {"problem": "1;31", "failed": "33", "cut": "33"}
 # Columns that go where there is no room, in this order: of the details, and of the table.
 DROPPABLE = ("mean", "p90", "samples", "p99.9", "max")

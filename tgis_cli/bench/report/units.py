@@ -60,5 +60,12 @@ def magnitude(value: float) -> int:
     return math.floor(math.log10(value))
 
 
+def write_change(*ratios: float) -> str:
+    """``+4.5 %`` for a ratio of 1.045; ``-1.0 to +4.5 %`` for two, the ends of an interval."""
+    if not ratios or not all(map(is_known, ratios)):
+        return UNKNOWN
+    return " to ".join(f"{(ratio - 1) * 100:+.1f}" for ratio in ratios) + " %"
+
+
 def is_known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)

@@ -23,13 +23,11 @@ from tgis_cli.own_server.launcher import Launcher, LaunchOptions
 from tgis_cli.own_server.run_log import RunLog
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.servers import READY_FILE, RunningServer
-from tgis_cli.terminal.status_line import StatusLine
+from tgis_cli.terminal.status_line import LINE_S, StatusLine
 from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
 from tgis_server.options import load_config
 
-POLL_S = 0.02
 MEMORY_S = 0.25  # between looks at the memory, which cost the processes time
-LINE_S = 10.0  # between lines of progress where they cannot change
 WARM_SHARE = 0.01  # of the model's pages in memory, above which a start was not cold
 
 
@@ -98,16 +96,12 @@ class Starts:
             The server when it is ready, or ``None`` after a signal.
         """
         server: RunningServer | None = None
-        while not self.stopped:
-            launcher.check()
-            if server is None or (server.door / READY_FILE).exists():
-                server = launcher.find_server()
+        for server in launcher.until_ready():
+            if self.stopped:
+                return None
             if server is not None:
-                if server.has_been_ready:
-                    return server
                 peak.look(server.pid)
-            time.sleep(POLL_S)
-        return None
+        return server
 
 
 def make_start(
@@ -204,9 +198,12 @@ def explain_cold_starts(starts: Sequence[Start]) -> Iterator[str]:
     held = [each.held_share for each in starts if each.is_cold]
     known = [share for share in held if share is not None]
     if len(known) < len(held):
-        yield "It is unknown whether cold starts were cold: the kernel shows only those who may write a file its pages."
+        yield (
+            "It is unknown whether cold starts were cold: the kernel says which pages of a file are in memory only to "
+            "those who may write the file."
+        )
     elif known and max(known) > WARM_SHARE:
         yield (
             f"Up to {max(known):.0%} of the model's files were in memory before cold starts: the kernel kept pages "
-            "that were not written yet or that another process uses."
+            "that were not yet written to disk or that another process used."
         )

@@ -1,1 +1,1 @@
-"""From measurements to claims: percentiles, rates, windows and comparisons, each with what it can and cannot show."""
+"""From measurements to claims: percentiles, rates and comparisons, each with what it can and cannot show."""

@@ -1,8 +1,10 @@
-"""Rates and shares with 95 % intervals."""
+"""Means, rates and shares with 95 % intervals."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,26 +13,40 @@ import numpy.typing as npt
 from tgis_cli.bench.result import Estimate
 from tgis_cli.bench.statistics.distributions import TAIL, Z, student_t_quantile
 
-# Batches of the steady window: long enough that neighbours are nearly independent, as batch means need.
-NUM_BATCHES = 10
+NUM_BATCHES = 12  # of the steady window, to be joined in pairs or threes
+BATCHINGS = (12, 6, 4)  # with fewer, the interval is wider than what it is about
+CALLS_PER_BATCH = 2.0  # in their mean duration: neighbours that share too many calls are alike, as they must not be
 MIN_EVENTS = 2 * NUM_BATCHES  # fewer leave batches empty by chance
 
 
-def estimate_rate(amounts: npt.NDArray[np.float64], batch_s: float, num_events: int) -> Estimate:
+def estimate_mean(values: Sequence[float]) -> Estimate:
+    """The mean of what is never negative, with Student's interval, which needs two values."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(mean)
+    half = student_t_quantile(1 - TAIL, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(mean, max(0.0, mean - half), mean + half)
+
+
+def estimate_rate(
+    amounts: npt.NDArray[np.float64], batch_s: float, num_events: int, *, call_s: float = 0.0
+) -> Estimate:
     """The rate per second by the method of batch means.
 
     Args:
-        amounts: what was done in each batch, which are equally long and follow each other.
+        amounts: what was done in each of ``NUM_BATCHES`` batches, which are equally long and follow each other.
         num_events: behind them.
+        call_s: mean duration of the calls if what they do counts evenly over it. Batches are joined until they are
+            long beside it; if too few of them are left, there is no interval.
     """
-    if batch_s <= 0 or not len(amounts):
+    if batch_s <= 0:
         return Estimate(0.0)
-    rate = float(amounts.mean()) / batch_s
-    if num_events < MIN_EVENTS or len(amounts) < 2:
+    length_s = batch_s * len(amounts)
+    rate = float(amounts.sum()) / length_s
+    num = next((num for num in BATCHINGS if length_s / num >= CALLS_PER_BATCH * call_s), None)
+    if num_events < MIN_EVENTS or num is None:
         return Estimate(rate)
-    error = float(amounts.std(ddof=1)) / math.sqrt(len(amounts)) / batch_s
-    reach = student_t_quantile(1 - TAIL, len(amounts) - 1) * error
-    return Estimate(rate, max(0.0, rate - reach), rate + reach)
+    return estimate_mean((amounts.reshape(num, -1).sum(axis=1) / (length_s / num)).tolist())
 
 
 def estimate_share(num_hits: int, num: int) -> Estimate:

@@ -81,7 +81,7 @@ class CheckpointSizes:
         return (
             f"one sequence of maximum length ({format_bytes(sequence_bytes)}) or, if larger, the smaller of "
             f"{format_bytes(CPU_KV_BYTES)} and {CPU_KV_SHARE:.0%} of what is free after loading "
-            f"(now {format_bytes(free_bytes)} per shard)"
+            f"(now {format_bytes(free_bytes)} per shard), but no more than --max-batch-size sequences can fill"
         )
 
 

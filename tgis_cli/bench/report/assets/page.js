@@ -193,7 +193,7 @@ function addPercentile(chart, x, name, estimate, color, y) {
 
 function drawRun(level) {
   const { series } = level;
-  const { batch_rows: rows, queue, kv_used_share: used } = series.server;
+  const { rows_per_step: rows, waiting, kv_used_share: used } = series.server;
   const addSeries = (title, subtitle, kind, lines, errors = []) => {
     const shown = lines.filter(([, values]) => values?.some(isKnown)).map(([name, values, color]) => ({ name, values, color }));
     const hasErrors = errors.some((each) => each > 0);
@@ -208,7 +208,7 @@ function drawRun(level) {
   addSeries("Requests in flight", "", "count", [["in flight", series.in_flight, "blue"]], series.errors);
   addSeries("Time to first token", "", "seconds", [["p50", series.ttft_p50_s, "blue"], ["p95", series.ttft_p95_s, "amber"]]);
   addSeries("Inter-token latency", "", "seconds", [["p50", series.itl_p50_s, "blue"], ["p95", series.itl_p95_s, "amber"]]);
-  addSeries("Server: sequences", "", "count", [["rows per step", rows, "blue"], ["queue", queue, "amber"]]);
+  addSeries("Server: sequences", "", "count", [["rows per step", rows, "blue"], ["waiting", waiting, "amber"]]);
   addSeries("Server: KV cache", "share of blocks in use", "share", [["KV cache", used, "teal"]]);
 }
 

@@ -51,7 +51,7 @@ class AttentionModifiers:
     soft_cap: float = 0.0  # scores become cap * tanh(score / cap); 0 = off
     alibi_slopes: Tensor | None = None  # (H,): slope * (key position - query position) is added
     relative_bias: RelativeBias | None = None
-    sinks: Tensor | None = None  # (H,): an extra score per head in the softmax, without a value
+    sinks: Tensor | None = None  # (H,): one extra score per head in the softmax, which has no value vector
 
 
 @dataclass(frozen=True, slots=True)

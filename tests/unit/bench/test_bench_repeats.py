@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tgis_cli.bench.repeats import divide, estimate_mean
+from tgis_cli.bench.repeats import divide
 from tgis_cli.bench.result import Estimate
+from tgis_cli.bench.statistics.rates import estimate_mean
 
 
 def test_the_interval_around_a_mean_is_students():

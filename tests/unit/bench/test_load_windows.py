@@ -7,7 +7,7 @@ import pytest
 
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.detail import Window
-from tgis_cli.bench.statistics.windows import NO_STEADY_STATE, find_steady_window
+from tgis_cli.bench.load.windows import NO_STEADY_STATE, find_steady_window
 from timelines import Timeline, closed_loop, open_loop
 
 
