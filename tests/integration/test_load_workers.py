@@ -253,7 +253,7 @@ def test_a_level_can_be_cut_from_another_thread():
 
 @pytest.mark.serial
 def test_the_generator_costs_little_and_sees_the_stamps_within_a_millisecond():
-    result = run_self_test(SelfTestOptions(seconds=4), "tgis bench load --self", {})
+    result = run_self_test(SelfTestOptions(seconds=4), {})
 
     figures = {(figure.group, figure.name): figure.estimate.value for figure in result.figures}
     assert (result.kind, result.is_valid) == ("self", figures[STEADY, "added_delay_p95"] <= 0.001)

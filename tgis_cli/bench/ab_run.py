@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shlex
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TextIO
 
@@ -26,10 +23,10 @@ from tgis_cli.bench.ab import (
 from tgis_cli.bench.fingerprint import make_fingerprint
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.load.figures import LATENCIES, to_figures
-from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, Outcome, Plan
+from tgis_cli.bench.load.levels import FixedLevels, Plan
 from tgis_cli.bench.load.live import Live
-from tgis_cli.bench.load.options import ROUND_S, ROUND_STREAMS, LoadOptions
-from tgis_cli.bench.load.run import LoadRun, OpenSender, Sender, choose_workers, open_feed, open_workers
+from tgis_cli.bench.load.options import ARRIVALS, ROUND_S, ROUND_STREAMS, LoadOptions
+from tgis_cli.bench.load.run import LoadRun, OpenSender, choose_workers, digest_of, is_trace, open_feed, open_workers
 from tgis_cli.bench.load.target import Target, describe_model, describe_server, open_target
 from tgis_cli.bench.result import PERCENTILES, Figure, Result
 from tgis_cli.clients.connection import Connection
@@ -80,17 +77,6 @@ class Side:
         return f"{self.letter}: {self.url or self.launch or 'the demo model'}{installation}"
 
 
-@dataclass(slots=True)
-class OneByOne:
-    """A strategy whose levels are all the same, and are measured one at a time."""
-
-    plan: Plan
-    num_allowed: int = 0
-
-    def choose(self, done: Sequence[Outcome]) -> Plan | None:
-        return self.plan if len(done) < self.num_allowed else None
-
-
 class RoundLive(Live):
     """Shows the round that runs, and no table of those that are done."""
 
@@ -109,8 +95,7 @@ class OpenSide:
 
     side: Side
     run: LoadRun
-    sender: Sender
-    strategy: OneByOne
+    plan: Plan
 
     def measure(self) -> Level:
         """One round.
@@ -119,8 +104,10 @@ class OpenSide:
             RoundsEnded: it was cut.
             Unavailable: it has no completed call.
         """
-        self.strategy.num_allowed += 1
-        self.run.run(self.sender)
+        if not self.run.levels:
+            self.run.warm_up(self.plan)
+        if not self.run.is_cut:
+            self.run.run_level(self.plan)
         if self.run.is_cut:
             raise RoundsEnded
         level = self.run.levels[-1]
@@ -139,13 +126,15 @@ class AbRun:
     err: TextIO
     live: RoundLive
     open_sender: OpenSender
-    strategy: FixedLevels
+    plan: Plan  # of each round
     current: LoadRun | None = None
     is_cut: bool = False
     figures: dict[str, Figure] = field(default_factory=dict)  # of the metric, by side, in the last round
     num_rounds: int = 0
+    failure: str = ""  # why it was cut, if not by us
     problems: list[str] = field(default_factory=list)  # the first of each round that has some
     model: dict[str, Any] = field(default_factory=dict)
+    prompts_digest: str = ""
     servers: dict[str, Any] = field(default_factory=dict)
 
     def stop(self) -> None:
@@ -157,16 +146,15 @@ class AbRun:
     @contextlib.contextmanager
     def open(self, side: Side) -> Iterator[OpenSide]:
         self.live.say(f"{side.letter}, starting")
-        strategy = OneByOne(self.strategy.plans[0])
-        options = dataclasses.replace(self.options, strategy=strategy)
-        with (
-            open_side(side, self.err) as target,
-            open_feed(options, target) as feed,
-            self.open_sender(target, feed, options.workers or choose_workers(self.options)) as sender,
-        ):
-            self.model = self.model or describe_model(target)
-            self.servers[side.letter] = describe_server(target)
-            yield OpenSide(side, LoadRun(options, target, feed, self.live), sender, strategy)
+        options = self.options
+        with open_side(side, self.err) as target, open_feed(options, target) as feed:
+            if is_trace(feed):
+                raise UsageError(f'A round is a load of its own, no trace: leave "start_s" out of {options.prompts}.')
+            with self.open_sender(target, feed, options.workers or choose_workers(options)) as sender:
+                self.prompts_digest = digest_of(feed)
+                self.model = self.model or describe_model(target)
+                self.servers[side.letter] = describe_server(target)
+                yield OpenSide(side, LoadRun(options, target, feed, self.live, sender), self.plan)
 
     def open_and_measure(self, side: Side) -> float:
         """A round on a server of its own."""
@@ -183,7 +171,13 @@ class AbRun:
         if self.is_cut:
             raise RoundsEnded
         self.current, self.live.letter = opened.run, opened.side.letter
-        level = opened.measure()
+        try:
+            level = opened.measure()
+        except RoundsEnded:
+            self.is_cut = True
+            if opened.run.problems:
+                self.failure = f"{opened.side.title}: {opened.run.problems[0]}"
+            raise
         self.num_rounds += 1
         self.problems += [f"{opened.side.letter}: {problem}" for problem in level.problems[:1]]
         figure = next((each for each in to_figures(level) if each.name == self.metric), None)
@@ -233,9 +227,8 @@ def run_ab(
         TgisError: the options do not suit a server, it could not start, or is gone.
     """
     check_metric(metric)
-    options = with_short_rounds(options)
-    assert isinstance(options.strategy, FixedLevels), "with_short_rounds has made it"
-    run = AbRun(options, metric, err, RoundLive(err, os.environ), open_sender, options.strategy)
+    plan, options = choose_round(options)
+    run = AbRun(options, metric, err, RoundLive(err, os.environ), open_sender, plan)
 
     def tell(comparison: Comparison) -> None:
         run.live.clear()
@@ -262,14 +255,14 @@ def check_metric(metric: str) -> None:
         raise UsageError(f"--metric {metric} is unknown. {hint}")
 
 
-def with_short_rounds(options: LoadOptions) -> LoadOptions:
-    """One level, in rounds that are short unless the options say otherwise.
+def choose_round(options: LoadOptions) -> tuple[Plan, LoadOptions]:
+    """The level of each round, and options with which it is short unless they say otherwise.
 
     Raises:
-        UsageError: the options are of several levels, or of a trace.
+        UsageError: the options are of several levels.
     """
     strategy = options.strategy
-    if isinstance(strategy, DefaultLevels):
+    if not any(name in options.given for name in ARRIVALS):
         strategy = FixedLevels((Plan(concurrency=ROUND_STREAMS),))
     if not isinstance(strategy, FixedLevels) or len(strategy.plans) != 1:
         raise UsageError(
@@ -278,7 +271,7 @@ def with_short_rounds(options: LoadOptions) -> LoadOptions:
     pacing = options.pacing
     if "duration" not in options.given and "requests" not in options.given:
         pacing = dataclasses.replace(pacing, max_s=ROUND_S)
-    return dataclasses.replace(options, strategy=strategy, pacing=pacing)
+    return strategy.plans[0], dataclasses.replace(options, strategy=strategy, pacing=pacing)
 
 
 def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) -> Result:
@@ -288,13 +281,11 @@ def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) ->
     is_doubtful = len(run.problems) > MAX_DOUBTFUL_SHARE * run.num_rounds
     return Result(
         kind="ab",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["tgis", *sys.argv[1:]]),
         options=dict(run.options.given) | {"seed": run.options.seed, "salt": run.options.salt},
-        shape=run.options.describe_shape() | {"level": run.strategy.plans[0].title},
+        shape=run.options.describe_shape(run.prompts_digest) | {"level": run.plan.title},
         fingerprint=make_fingerprint(os.environ, model=run.model, server=run.servers, run=dict(run.options.given)),
         figures=make_figures(comparison, titles, run.metric, figure.unit, figure.better),
-        problems=doubts if is_doubtful else [],
+        problems=[*filter(None, [run.failure]), *(doubts if is_doubtful else [])],
         notes=[*describe_verdict(comparison, run.metric, figure.better), *([] if is_doubtful else doubts)],
         is_cut=run.is_cut,
         detail={

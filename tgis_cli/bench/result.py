@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +48,21 @@ class Figure:
     count: int = 0  # of samples behind it
 
 
-@dataclass(slots=True)
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def name_command() -> str:
+    return shlex.join(["tgis", *sys.argv[1:]])
+
+
+@dataclass(slots=True, kw_only=True)
 class Result:
     """One run of one benchmark."""
 
     kind: str  # "load", "engine", "start", "ab", "self"
-    created_at: str  # ISO 8601, UTC
-    command: str  # as typed
+    created_at: str = field(default_factory=now)  # ISO 8601, UTC
+    command: str = field(default_factory=name_command)  # as typed
     options: dict[str, Any]  # of the run
     shape: dict[str, Any]  # what has to be equal for two results to be comparable
     fingerprint: dict[str, Any]  # of machine, versions, model and server

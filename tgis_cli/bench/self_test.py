@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +33,9 @@ class SelfTestOptions:
     seconds: float = 5.0  # of each of the two loads
 
 
-def run_self_test(options: SelfTestOptions, command: str, fingerprint: dict[str, Any]) -> Result:
+def run_self_test(options: SelfTestOptions, fingerprint: dict[str, Any]) -> Result:
     """
     Args:
-        command: as typed.
         fingerprint: of the machine and the versions.
 
     Raises:
@@ -49,8 +47,6 @@ def run_self_test(options: SelfTestOptions, command: str, fingerprint: dict[str,
     flood = run_against_null_server(NullFeed(FLOOD_TOKENS), flood_arrivals, options.workers, 0.0)
     result = Result(
         kind="self",
-        created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=command,
         options={"workers": options.workers, "seconds": options.seconds},
         shape={"rate": RATE, "interval_s": INTERVAL_S, "output_tokens": STEADY_TOKENS, "workers": options.workers},
         fingerprint=fingerprint,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from functools import partial
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from tgis_cli.bench.shares import read_share
 from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.quiet_input import quiet_input
-from tgis_cli.terminal.stop_signals import interrupted_by_signals, stopping_by
+from tgis_cli.terminal.stop_signals import Stop, interrupted_by_signals
 
 app = typer.Typer(add_completion=False)
 
@@ -62,18 +61,13 @@ def ab(
     comparison ends as soon as A and B are known to differ or to be equal. The exit code is 0 whatever the verdict, 1 if
     the figures cannot be trusted, and 130 after Ctrl-C.
     """
-    from tgis_cli.bench.ab_run import AbRun, Side, run_ab
+    from tgis_cli.bench.ab_run import Side, run_ab
 
     outputs = Outputs(json_, csv, markdown, html)
     outputs.check()
     sides = (Side.from_flags("A", a, a_url, a_python), Side.from_flags("B", b, b_url, b_python))
     within = read_share(equal_within, "--equal-within")
-    stopped: list[signal.Signals] = []
-
-    def stop(run: AbRun, number: signal.Signals) -> None:
-        stopped.append(number)
-        run.stop()
-
+    stop = Stop()
     with interrupted_by_signals(), quiet_input(sys.stderr):
         result = run_ab(
             options,
@@ -83,7 +77,7 @@ def ab(
             equal_within=within,
             restarts=restart,
             err=sys.stderr,
-            on_start=lambda run: stopping_by(partial(stop, run)),
+            on_start=lambda run: stop.calling(run.stop),
         )
     outputs.write(result)
-    leave(128 + stopped[0] if stopped else 0 if result.is_valid else 1)
+    leave(stop.exit_code(0 if result.is_valid else 1))

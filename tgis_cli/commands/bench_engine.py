@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from signal import Signals
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from tgis_cli.bench.report.outputs import Csv, Json, Markdown, Outputs
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.options import with_serve_options
-from tgis_cli.terminal.stop_signals import interrupted_by_signals
+from tgis_cli.terminal.stop_signals import Stop, interrupted_by_signals
 from tgis_server.options import load_config
 
 app = typer.Typer(add_completion=False)
@@ -65,9 +64,9 @@ def engine(
     outputs.check()
     sizes = read_sizes(rows, "--rows"), read_sizes(context, "--context"), read_sizes(prefill, "--prefill")
     loaded = load_config(flags, os.environ, config_file)
-    stopped: list[Signals] = []
+    stop = Stop()
     with interrupted_by_signals():
-        result = measure_engine(loaded, os.environ, EngineOptions(*sizes, repeat, profile or 0), stopped)
+        result = measure_engine(loaded, os.environ, EngineOptions(*sizes, repeat, profile or 0), stop)
     if result is not None:
         outputs.write(result)
-    leave(128 + stopped[0] if stopped else 0)
+    leave(stop.exit_code())

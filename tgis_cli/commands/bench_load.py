@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from functools import partial
 from typing import Annotated
@@ -15,9 +14,10 @@ from tgis_cli.bench.report.outputs import Csv, Html, Json, Markdown, Outputs, Ve
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import PANEL, with_connection_options
 from tgis_cli.clients.parameter_flags import with_parameters
+from tgis_cli.clients.tls_files import name_flags
 from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.quiet_input import quiet_input
-from tgis_cli.terminal.stop_signals import interrupted_by_signals, stopping_by
+from tgis_cli.terminal.stop_signals import Stop, interrupted_by_signals
 
 app = typer.Typer(add_completion=False)
 
@@ -49,29 +49,24 @@ def load(
     after which the figures cover what was measured until then.
     """
     from tgis_cli.bench.load.live import Live
-    from tgis_cli.bench.load.run import LoadRun, measure_generator, run_load
+    from tgis_cli.bench.load.run import measure_generator, run_load
     from tgis_cli.bench.load.target import open_target
 
     outputs = Outputs(json_, csv, markdown, html, is_verbose=verbose)
     outputs.check()
     if is_self:
+        flags = {"--url": connection.url, "--launch": launch, "--metrics-url": metrics_url}
+        of_server = [*(flag for flag, value in flags.items() if value is not None), name_flags(connection)]
         with interrupted_by_signals():
-            result = measure_generator(options)
+            result = measure_generator(options, [flag for flag in of_server if flag])
         outputs.write(result)
         leave(0 if result.is_valid else 1)
-    stopped: list[signal.Signals] = []
-
-    def stop(run: LoadRun, number: signal.Signals) -> None:
-        stopped.append(number)
-        run.stop()
-
+    stop = Stop()
     with (
         interrupted_by_signals(),
         quiet_input(sys.stderr),
         open_target(connection, launch, metrics_url, os.environ, sys.stderr) as target,
     ):
-        result = run_load(
-            options, target, Live(sys.stderr, os.environ), on_start=lambda run: stopping_by(partial(stop, run))
-        )
+        result = run_load(options, target, Live(sys.stderr, os.environ), on_start=lambda run: stop.calling(run.stop))
     outputs.write(result)
-    leave(128 + stopped[0] if stopped else 0 if result.is_valid else 1)
+    leave(stop.exit_code(0 if result.is_valid else 1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from signal import Signals
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from tgis_cli.bench.report.outputs import Csv, Json, Markdown, Outputs
 from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.exits import leave
 from tgis_cli.terminal.options import with_serve_options
-from tgis_cli.terminal.stop_signals import interrupted_by_signals
+from tgis_cli.terminal.stop_signals import Stop, interrupted_by_signals
 
 app = typer.Typer(add_completion=False)
 
@@ -42,8 +41,8 @@ def start(
 
     outputs = Outputs(json_, csv, markdown)
     outputs.check()
-    stopped: list[Signals] = []
+    stop = Stop()
     with interrupted_by_signals():
-        result = measure_starts(flags, config_file, os.environ, repeat, stopped)
+        result = measure_starts(flags, config_file, os.environ, repeat, stop)
     outputs.write(result)
-    leave(128 + stopped[0] if stopped else 0)
+    leave(stop.exit_code())

@@ -115,6 +115,35 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class Stop:
+    """The stop signal that ends the work of a command early, with what it has done until then."""
+
+    def __init__(self) -> None:
+        self._received: list[signal.Signals] = []
+
+    def __bool__(self) -> bool:
+        """Whether one came."""
+        return bool(self._received)
+
+    @contextlib.contextmanager
+    def calling(self, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Like :func:`stopping_by`, with a function to which all signals are the same."""
+
+        def note(number: signal.Signals) -> None:
+            self._received.append(number)
+            stop()
+
+        with stopping_by(note):
+            yield
+
+    def exit_code(self, otherwise: int = 0) -> int:
+        return 128 + self._received[0] if self._received else otherwise
+
+    def as_error(self, rest: str = "") -> Interrupted:
+        """Of a signal that came, where nothing has been done until then."""
+        return Interrupted(self._received[0], rest)
+
+
 @contextlib.contextmanager
 def stopping_by(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Within :func:`interrupted_by_signals`: let the first stop signal call ``stop`` instead of raising."""

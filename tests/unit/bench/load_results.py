@@ -73,7 +73,13 @@ def make_engine_result() -> Result:
         for name, unit, value in costs
     ]
     return Result(
-        "engine", "2026-03-14T15:09:26+00:00", "tgis bench engine gpt2", {}, {"rows": [1, 8, 32]}, FINGERPRINT, figures
+        kind="engine",
+        created_at="2026-03-14T15:09:26+00:00",
+        command="tgis bench engine gpt2",
+        options={},
+        shape={"rows": [1, 8, 32]},
+        fingerprint=FINGERPRINT,
+        figures=figures,
     )
 
 

@@ -39,6 +39,8 @@ class FakeClient:
 class Tick:
     sent: int = 0
     in_flight: int = 0
+    streaming: int = 0
+    oldest_s: float = 0.0
     completed: int = 0
     failed: int = 0
     output_tokens: int = 0
@@ -66,7 +68,8 @@ class SimulatedServer:
         self.levels.append(arrivals)
         self.on_level(arrivals)
         calls = self._serve(arrivals)
-        on_tick(Tick(len(calls), 0, len(calls), 0, len(calls) * self.output_tokens, (0.02,), (0.01,)))
+        totals = {"sent": len(calls), "completed": len(calls), "output_tokens": len(calls) * self.output_tokens}
+        on_tick(Tick(**totals, ttft_s=(0.02,), itl_s=(0.01,)))
         return to_records(arrivals, calls, self.input_tokens), make_health(len(calls))
 
     def _serve(self, arrivals: Arrivals) -> list[tuple[float, list[float]]]:

@@ -183,7 +183,8 @@ def test_a_limit_below_which_nothing_can_be_shown_is_said():
 
 
 def test_more_pairs_are_not_advised_to_a_comparison_that_was_cut():
-    comparison = Comparison(0.02, 60, [100.0], [110.0])
+    comparison = Comparison(max_pairs=60)
+    comparison.add_pair(100.0, 110.0)
 
     found, advice = describe_verdict(comparison, "ttft_p50", "lower")
 

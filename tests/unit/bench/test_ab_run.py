@@ -67,7 +67,7 @@ def test_a_slower_server_is_found(opened):
 
     assert result.kind == "ab"
     assert result.detail["verdict"] == "different"
-    assert result.notes[0].startswith("B is worse than A: -9.")
+    assert result.notes[0].startswith("B is worse than A: -")
     assert [figure.group for figure in result.figures] == ["A: a:1", "B: b:2", "B / A"]
     assert result.figures[0].estimate.value == pytest.approx(8 / 0.02, rel=0.05)
     assert "pair 7 of 20: B/A 0.9" in shown
@@ -115,6 +115,9 @@ def test_a_round_is_eight_streams_for_five_seconds_unless_told_otherwise(opened)
     _, servers, _ = compare(max_pairs=2, flags={"concurrency": "2", "duration": 3.0})
     assert (servers["a:1"].levels[1].concurrency, servers["a:1"].levels[1].max_s) == (2, 3.0)
 
+    _, servers, _ = compare(max_pairs=2, flags={"duration": 3.0})
+    assert (servers["a:1"].levels[1].concurrency, servers["a:1"].levels[1].max_s) == (8, 3.0)
+
 
 @pytest.mark.parametrize("flags", [{"concurrency": "1,8"}, {"sweep": True}, {"goodput": "ttft<1s"}])
 def test_a_round_has_one_level(opened, flags):
@@ -155,6 +158,38 @@ def test_ctrl_c_keeps_the_pairs_that_are_complete(opened):
 
     assert result.is_cut
     assert len(result.detail["values_b"]) == 2
+
+
+def test_a_server_that_dies_ends_the_comparison_as_a_problem_and_keeps_its_pairs(opened, monkeypatch):
+    original = SimulatedServer.run_level
+
+    def run_level(server, arrivals, on_tick):
+        records, health = original(server, arrivals, on_tick)
+        if len(server.levels) == 4:
+            health.cut_reason = "The server at a:1 went away: connection reset."
+        return records, health
+
+    monkeypatch.setattr(SimulatedServer, "run_level", run_level)
+
+    result, _, _ = compare(noise=0.1)
+
+    assert len(result.detail["values_b"]) == 2
+    assert (result.is_cut, result.is_valid) == (True, False)
+    assert result.problems == ["A: a:1: The server at a:1 went away: connection reset."]
+
+
+def test_a_trace_is_refused(opened, tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"text": "a", "start_s": 0}\n')
+
+    with pytest.raises(UsageError, match='no trace: leave "start_s" out of'):
+        compare(flags={"prompts": str(path)})
+
+
+def test_each_server_is_warmed_up_once(opened):
+    _, servers, _ = compare(max_pairs=3)
+
+    assert [level.max_calls for level in servers["a:1"].levels] == [8, None, None, None]
 
 
 def test_rounds_that_are_doubtful_now_and_then_do_not_spoil_the_comparison(opened, monkeypatch):

@@ -310,7 +310,10 @@ class OneWatch:
 
 
 def test_what_the_server_says_stands_beside_what_was_seen():
-    level = level_of(closed_loop(), watch=OneWatch(), started_at=100.0)
+    timeline = closed_loop()
+    timeline.started_at = 100.0
+
+    level = level_of(timeline, watch=OneWatch())
 
     assert level.server == {"queue_s": 0.1, "prefill_s": 0.3}
     assert level.series.server == {"waiting": [1.0, 10, 100.0]}

@@ -47,9 +47,15 @@ def test_whichever_limit_comes_first_ends_the_level():
 
 
 def test_a_trace_is_replayed_at_its_speed():
-    arrivals = Pacing().make_trace([0.0, 1.0, 4.0], 2.0, 5)
+    arrivals = Pacing().make_trace([0.0, 1.0, 4.0], 2.0)
 
-    assert (arrivals.due_s, arrivals.first_index, arrivals.concurrency) == ((0.0, 0.5, 2.0), 5, None)
+    assert (arrivals.due_s, arrivals.first_index, arrivals.concurrency) == ((0.0, 0.5, 2.0), 0, None)
+
+
+def test_an_open_loop_knows_how_many_calls_it_has():
+    assert Pacing(max_calls=50).make_open(2.0, 0).max_calls == 50
+    assert Pacing(Process.CONSTANT, max_s=1.0).make_open(10.0, 0).max_calls == 10
+    assert Pacing().make_trace([0.0, 1.0, 4.0], 1.0).max_calls == 3
 
 
 def test_a_closed_loop_passes_its_limits_on():

@@ -113,8 +113,9 @@ def test_the_knee_is_where_the_batch_is_full(rows: int):
     assert knee.plan.concurrency == rows
 
 
-def test_levels_that_do_not_reach_the_knee_have_none():
-    done = [serve_up_to(1000)(Plan(concurrency=number)) for number in (1, 2, 4, 8)]
+@pytest.mark.parametrize("streams", [(1, 2, 4, 8), (8, 4, 2, 1)])
+def test_levels_that_do_not_reach_the_knee_have_none(streams: tuple[int, ...]):
+    done = [serve_up_to(1000)(Plan(concurrency=number)) for number in streams]
 
     assert find_knee(done) is None
 

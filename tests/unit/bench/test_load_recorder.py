@@ -9,12 +9,12 @@ import pytest
 
 from tgis_cli.bench.http2.client import INTERNAL, OK, UNAVAILABLE
 from tgis_cli.bench.load.calls import Call
-from tgis_cli.bench.load.recorder import RecordedCall, Recorder, StampedCall, StreamedCall, UnaryCall
+from tgis_cli.bench.load.recorder import CUT, RecordedCall, Recorder, StampedCall, StreamedCall, UnaryCall
 from tgis_server.wire import generation_pb2 as pb
 
 
 def make_recorder() -> Recorder:
-    return Recorder(lambda at: None)
+    return Recorder(lambda at, is_refused: None)
 
 
 def begin(recorder: Recorder, kind: type[RecordedCall] = StreamedCall, *, index: int = 7) -> RecordedCall:
@@ -86,6 +86,28 @@ def test_a_call_that_was_never_sent_has_no_time_of_sending():
     call.on_end(UNAVAILABLE, "no connection", 2.5)
 
     assert isnan(recorder.columns.sent_s[0])
+
+
+@pytest.mark.parametrize(
+    ("status", "end", "is_refused"),
+    [(UNAVAILABLE, 1.251, True), (UNAVAILABLE, 1.35, False), (OK, 1.251, False), (CUT, 1.251, False)],
+)
+def test_a_failure_soon_after_the_sending_is_a_refusal(status: int, end: float, is_refused: bool):
+    ends: list[tuple[float, bool]] = []
+    recorder = Recorder(lambda at, is_refused: ends.append((at, is_refused)))
+
+    begin(recorder).on_end(status, "", end)
+
+    assert ends == [(end, is_refused)]
+
+
+def test_the_oldest_call_in_flight_is_known():
+    recorder = make_recorder()
+    assert recorder.find_oldest(9.0) == 0.0
+
+    begin(recorder)
+
+    assert recorder.find_oldest(9.0) == 8.0
 
 
 @pytest.mark.parametrize("kind", [StreamedCall, UnaryCall])

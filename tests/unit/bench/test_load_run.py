@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from simulated_server import FakeClient, SimulatedServer, Tick
 from tgis_cli.bench.load import run as run_module
+from tgis_cli.bench.load import stop_rules
+from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
-from tgis_cli.bench.load.run import STALL_S, StallWatch, run_load
+from tgis_cli.bench.load.records import GeneratorHealth, Records
+from tgis_cli.bench.load.run import measure_generator, run_load
 from tgis_cli.bench.load.target import Target
 from tgis_cli.bench.result import Result
 from tgis_cli.clients.parameters import Parameters
@@ -27,15 +33,25 @@ def quick_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "make_fingerprint", lambda environ, **facts: facts)
 
 
-def measure(server: SimulatedServer, client: FakeClient | None = None, **flags: Any) -> Result:
+class RefusingServer(SimulatedServer):
+    def run_level(self, arrivals: Arrivals, on_tick: Callable[[Any], None]) -> tuple[Records, GeneratorHealth]:
+        records, health = super().run_level(arrivals, on_tick)
+        on_tick(Tick(sent=200))
+        on_tick(Tick(sent=400, failed=200))
+        status = np.full(len(records.index), 8)
+        return dataclasses.replace(records, status=status, texts={8: "it is full"}), health
+
+
+def measure(
+    server: SimulatedServer, client: FakeClient | None = None, live: Live | None = None, **flags: Any
+) -> Result:
     @contextlib.contextmanager
     def open_sender(*_: object) -> Iterator[SimulatedServer]:
         yield server
 
     target = Target(client or FakeClient(), None, None, None, "")  # type: ignore[arg-type]
     options = LoadOptions.from_flags(flags, Parameters())
-    live = Live(io.StringIO(), {})
-    return run_load(options, target, live, open_sender=open_sender)
+    return run_load(options, target, live or Live(io.StringIO(), {}), open_sender=open_sender)
 
 
 def titles(result: Result) -> list[str]:
@@ -179,20 +195,38 @@ def test_a_stop_ends_the_run_after_its_level_and_marks_it():
     assert (titles(result), result.is_cut, server.is_stopped) == (["1 stream", "8 streams"], True, True)
 
 
-def test_a_server_that_falls_silent_with_calls_in_flight_is_given_up():
-    watch = StallWatch()
+def test_a_server_that_refuses_every_call_ends_the_run_with_its_own_words(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stop_rules, "REFUSED_S", 0.0)
+    server = RefusingServer()
 
-    assert not watch.is_stalled(Tick(in_flight=2, output_tokens=5), 0.0)
-    assert not watch.is_stalled(Tick(in_flight=2, output_tokens=6), STALL_S - 1)
-    assert not watch.is_stalled(Tick(in_flight=2, output_tokens=6), STALL_S + 1)
-    assert watch.is_stalled(Tick(in_flight=2, output_tokens=6), 2 * STALL_S)
+    result = measure(server, concurrency="2,4", warmup=0)
+
+    assert (titles(result), result.is_cut, server.is_stopped) == (["2 streams"], True, True)
+    assert result.problems == [
+        "The level was stopped early, because the server refused 200 requests in a row "
+        "(RESOURCE_EXHAUSTED: it is full)."
+    ]
 
 
-def test_an_idle_server_is_not_silent():
-    watch = StallWatch()
+def test_a_rate_with_a_number_of_requests_is_shown_while_it_runs():
+    stream, moments = io.StringIO(), itertools.count(step=11)
 
-    assert not watch.is_stalled(Tick(in_flight=0, output_tokens=5), 0.0)
-    assert not watch.is_stalled(Tick(in_flight=0, output_tokens=5), 2 * STALL_S)
+    measure(SimulatedServer(), live=Live(stream, {}, lambda: float(next(moments))), rate="2", requests=50)
+
+    assert "2 requests/s, finishing: " in stream.getvalue()
+
+
+def test_a_trace_is_not_warmed_up_unless_that_is_asked_for(tmp_path: Path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(f'{{"text": "{number}", "start_s": {number}}}\n' for number in range(5)))
+    server, warmed = SimulatedServer(), SimulatedServer()
+
+    result = measure(server, prompts=str(path))
+    measure(warmed, prompts=str(path), warmup=2)
+
+    assert [arrivals.first_index for arrivals in server.levels] == [0]
+    assert not any("more than once" in note for note in result.notes)
+    assert [(arrivals.first_index, arrivals.max_calls) for arrivals in warmed.levels] == [(-2, 2), (0, 5)]
 
 
 @pytest.mark.parametrize(
@@ -201,11 +235,53 @@ def test_an_idle_server_is_not_silent():
         ({"input_tokens": "2000"}, "can total 2,064 tokens, but this server allows 2,048"),
         ({"output_tokens": "1:1025"}, "allows at most 1,024 new tokens per answer"),
         ({"input_tokens": "1"}, "adds 1 special token to each text: at least 2 tokens are needed"),
+        (
+            {"shared_prefix": 127},
+            "adds 1 special token to each text and --shared-prefix takes 127: at least 129 tokens are needed",
+        ),
     ],
 )
 def test_shapes_that_the_model_cannot_have_are_refused(flags: dict[str, str], reason: str):
     with pytest.raises(UsageError, match=reason):
         measure(SimulatedServer(), **flags)
+
+
+def test_a_stream_with_one_input_can_have_a_limit_for_its_first_token():
+    flags = {"stream": True, "inputs_per_call": 1, "goodput": "ttft<1s"}
+
+    assert LoadOptions.from_flags(flags, Parameters()).is_streamed
+
+
+@pytest.mark.parametrize("flags", [{"duration": 60.0}, {"requests": 40}])
+def test_with_a_length_of_their_own_all_default_levels_are_measured(flags: dict[str, Any]):
+    result = measure(SimulatedServer(step_s=1.0), **flags)
+
+    assert titles(result) == ["1 stream", "8 streams", "32 streams"]
+
+
+def test_the_shape_of_prompts_is_their_digest(tmp_path: Path):
+    shapes = []
+    for name, text in (("a", "one"), ("b", "one"), ("a", "two")):
+        path = tmp_path / name
+        path.write_text(f'{{"text": "{text}"}}\n')
+        shapes.append(measure(SimulatedServer(), prompts=str(path), concurrency="1").shape)
+
+    assert shapes[0] == shapes[1] != shapes[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parameters", "of_server", "named"),
+    [
+        ({"concurrency": "8"}, Parameters(), [], "--concurrency"),
+        ({"duration": 2.0, "workers": 2}, Parameters(temperature=0.5), [], "--temperature"),
+        ({}, Parameters(), ["--url", "--ca"], "--url, --ca"),
+    ],
+)
+def test_options_without_an_effect_on_the_generator_alone_are_refused(
+    flags: dict[str, Any], parameters: Parameters, of_server: list[str], named: str
+):
+    with pytest.raises(UsageError, match=f"a load of its own, so {named} has no effect"):
+        measure_generator(LoadOptions.from_flags(flags, parameters), of_server)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +295,6 @@ def test_shapes_that_the_model_cannot_have_are_refused(flags: dict[str, str], re
         ({"speed": 2.0}, "--speed is for a trace"),
         ({"stream": True, "inputs_per_call": 2}, "A stream has one prompt"),
         ({"stream": False, "goodput": "ttft<5ms"}, "--goodput can limit only e2e"),
-        ({"shared_prefix": 128}, "must be less than the 128 tokens of the shortest prompt"),
         ({"concurrency": "1,x"}, "must be whole numbers of streams above 0, such as 1,8,32"),
         ({"concurrency": "0"}, "must be whole numbers of streams above 0"),
         ({"rate": "-1"}, "must be requests per second above 0"),

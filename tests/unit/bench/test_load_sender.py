@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
-from tgis_cli.bench.http2.client import OK
+import pytest
+
+from tgis_cli.bench.http2.client import OK, UNAVAILABLE
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.columns import CUT, Columns
 from tgis_cli.bench.load.orders import split
 from tgis_cli.bench.load.recorder import RecordedCall
-from tgis_cli.bench.load.sender import Sender
+from tgis_cli.bench.load.sender import MAX_PAUSE_S, Sender
 from tgis_cli.bench.null_feed import NullFeed
 
 PATIENCE_S = 30.0
 
 
 class Channel:
-    def __init__(self, *, answers: bool = False, has_connection: bool = True) -> None:
+    def __init__(self, *, answers: bool = False, status: int = OK, has_connection: bool = True) -> None:
         """
         Args:
-            answers: end each call in the next round of the event loop.
+            answers: end each call in the next round of the event loop, with that status.
         """
         self.calls: list[RecordedCall] = []
         self.cancelled: list[int] = []
         self._started = asyncio.Event()
-        self._answers, self._has_connection = answers, has_connection
+        self._answers, self._status, self._has_connection = answers, status, has_connection
 
     async def wait_for_calls(self, number: int) -> None:
         while len(self.calls) < number:
@@ -40,7 +43,7 @@ class Channel:
         if self._has_connection:
             call.on_sent(monotonic())
         if self._answers:
-            asyncio.get_running_loop().call_soon(lambda: call.on_end(OK, "", monotonic()))
+            asyncio.get_running_loop().call_soon(lambda: call.on_end(self._status, "", monotonic()))
 
     def cancel(self, call: RecordedCall) -> None:
         self.cancelled.append(call.index)
@@ -93,6 +96,33 @@ def test_a_closed_loop_sends_nothing_after_its_time():
         channel.calls[1].on_end(OK, "", 10.0)
         await sender.done
         assert len(channel.calls) == 2
+
+    run(test)
+
+
+def test_a_closed_loop_whose_calls_are_refused_pauses_before_the_next_ones():
+    async def test() -> None:
+        sender = make_sender(Arrivals(concurrency=1, max_calls=9), channel := Channel())
+        sender.start(monotonic())
+        for number in range(9):
+            await channel.wait_for_calls(number + 1)
+            call = channel.calls[number]
+            call.on_end(UNAVAILABLE, "", call.sent)
+        await sender.done
+
+        pauses = [after.due - before.sent for before, after in itertools.pairwise(channel.calls)]
+        assert pauses == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, MAX_PAUSE_S])
+
+    run(test)
+
+
+def test_a_cut_level_ends_although_its_slots_pause():
+    async def test() -> None:
+        sender = make_sender(Arrivals(concurrency=2), channel := Channel(answers=True, status=UNAVAILABLE))
+        sender.start(monotonic())
+        await channel.wait_for_calls(8)
+        sender.cut()
+        await sender.done
 
     run(test)
 

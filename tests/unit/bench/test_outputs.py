@@ -13,7 +13,7 @@ from tgis_server.errors import UsageError
 
 def make_result() -> Result:
     figure = Figure("8 streams", "ttft_p50", "s", "lower", Estimate(0.04, 0.03, 0.05), 100)
-    return Result("start", "2030-01-01T00:00:00+00:00", "tgis bench", {}, {}, {}, [figure])
+    return Result(kind="start", options={}, shape={}, fingerprint={}, figures=[figure])
 
 
 def test_files_are_written_and_the_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -15,6 +15,7 @@ class Timeline:
 
     calls: list[dict] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
+    started_at: float = 0.0
 
     def stream(self, sent_s, first_s, gaps=(), *, due_s=None, status=0, end_s=None, input_tokens=10, asked_output=0):
         """A call whose tokens arrive at ``first_s`` and after each gap."""
@@ -67,6 +68,7 @@ class Timeline:
             gap_s=np.array([gap for call in calls for gap in call["gaps"]], np.float32),
             num_gaps=np.array([len(call["gaps"]) for call in calls], np.int64),
             texts=self.texts,
+            started_at=self.started_at,
         )
 
 

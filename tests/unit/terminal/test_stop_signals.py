@@ -13,6 +13,7 @@ from tgis_cli.terminal import stop_signals
 from tgis_cli.terminal.stop_signals import (
     STOP_SIGNALS,
     Interrupted,
+    Stop,
     ended_by_signals,
     interrupted_by_signals,
     stopping_by,
@@ -116,3 +117,14 @@ def test_a_stop_signal_calls_the_stop_function_of_the_work():
         os.kill(os.getpid(), signal.SIGHUP)
 
     assert stopped == [signal.SIGHUP]
+
+
+def test_a_command_that_a_signal_has_stopped_ends_with_its_code():
+    stop, calls = Stop(), []
+    assert (bool(stop), stop.exit_code(1)) == (False, 1)
+
+    with interrupted_by_signals(), stop.calling(lambda: calls.append("stopped")):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert (bool(stop), stop.exit_code(1), calls) == (True, 143, ["stopped"])
+    assert str(stop.as_error()) == "Stopped by SIGTERM."

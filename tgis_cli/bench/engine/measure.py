@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 from tgis_cli.bench.decided import decide, private_run_dir
@@ -24,7 +21,7 @@ from tgis_cli.bench.repeats import divide, make_figure
 from tgis_cli.bench.result import Figure, Result
 from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.terminal.status_line import LINE_S, StatusLine
-from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
+from tgis_cli.terminal.stop_signals import Stop
 from tgis_server.engines.door import ModelSummary, StepWork
 from tgis_server.errors import GroupFailed, UsageError
 from tgis_server.host.interpreter import make_command
@@ -85,12 +82,12 @@ class Findings:
 
 
 def measure_engine(
-    loaded: LoadedConfig, environ: Mapping[str, str], options: EngineOptions, stopped: list[Signals]
+    loaded: LoadedConfig, environ: Mapping[str, str], options: EngineOptions, stop: Stop
 ) -> Result | None:
     """Measure, with a line of progress on stderr.
 
     Args:
-        stopped: gets the stop signal that ends the measurement early, with what has been measured.
+        stop: ends the measurement early, with what has been measured.
 
     Returns:
         ``None`` after a profile, which the leader has printed.
@@ -119,32 +116,30 @@ def measure_engine(
             bandwidth=limits.bandwidth if limits else None,
         )
         findings = Findings()
-        with Group(run, plan, environ, options.num_profiled) as group, stopping_by(stopped.append):
-            for event in group.events(lambda: bool(stopped)):
+        with Group(run, plan, environ, options.num_profiled) as group, stop.calling():
+            for event in group.events(lambda: bool(stop)):
                 if doing := findings.take(event, plan):
                     line.show(lambda doing=doing: doing)  # type: ignore[misc]  # mypy: lambda default
-        if limits and not stopped:
+        if limits and not stop:
             line.show(lambda: "measuring the limits of this machine again")
-            with stopping_by(stopped.append):  # what was measured is not lost
+            with stop.calling():  # what was measured is not lost
                 limits = best_of(limits, measure_limits(run, environ))
             fingerprint["memory"]["bandwidth"] = asdict(limits.bandwidth)
     if options.num_profiled:
         return None
     if not findings.measured:
-        raise Interrupted(stopped[0]) if stopped else UsageError(" ".join(findings.notes))
+        raise stop.as_error() if stop else UsageError(" ".join(findings.notes))
     fingerprint["model"] |= findings.facts
     measured = list(findings.measured.values())
     figures = list(make_figures(measured, work_of_device(run, decided.summary), limits, run))
     return Result(
         kind="engine",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["tgis", *sys.argv[1:]]),
         options=asdict(options),
         shape={"model": Path(run.model_id).name, "works": [work.title for work in plan.works]},
         fingerprint=fingerprint,
         figures=figures,
         notes=[*decided.warnings, *findings.notes, *doubt_limits(figures)],
-        is_cut=bool(stopped),
+        is_cut=bool(stop),
         detail={
             "limits": limits and asdict(limits),
             "seconds": {each.work.title: each.seconds for each in measured},

@@ -38,12 +38,15 @@ class Pacing:
         Args:
             rate: calls per second on average.
         """
-        return Arrivals(due_s=cut(self._moments(rate), self.max_calls, self.max_s), first_index=first_index)
+        return self._make_due(self._moments(rate), first_index)
 
-    def make_trace(self, starts: Sequence[float], speed: float, first_index: int) -> Arrivals:
+    def make_trace(self, starts: Sequence[float], speed: float) -> Arrivals:
         """At the moments of a recorded load, ``speed`` times as fast."""
-        moments = (start / speed for start in starts)
-        return Arrivals(due_s=cut(moments, self.max_calls, self.max_s), first_index=first_index)
+        return self._make_due((start / speed for start in starts), 0)
+
+    def _make_due(self, moments: Iterator[float], first_index: int) -> Arrivals:
+        due_s = cut(moments, self.max_calls, self.max_s)
+        return Arrivals(due_s=due_s, max_calls=len(due_s), max_s=self.max_s, first_index=first_index)
 
     def _moments(self, rate: float) -> Iterator[float]:
         """When calls are due, from 0 on. The mean interval is 1/rate whatever the burstiness, as in vLLM's bench."""

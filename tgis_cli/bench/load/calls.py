@@ -33,6 +33,6 @@ class Arrivals:
 
     concurrency: int | None = None
     due_s: tuple[float, ...] | None = None  # seconds after the start of the level, ascending; one for each call
-    max_calls: int | None = None  # closed loop: stop sending after so many
+    max_calls: int | None = None  # stop sending after so many
     max_s: float | None = None  # stop sending after so many seconds; what is in flight is finished
     first_index: int = 0  # of the feed, so that levels and warm-up send different prompts

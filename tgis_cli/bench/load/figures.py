@@ -15,7 +15,7 @@ from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Distribution, Level, Series
 from tgis_cli.bench.load.honesty import check_counts, find_problems
 from tgis_cli.bench.load.objectives import Objective
-from tgis_cli.bench.load.records import CUT, Doubles, GeneratorHealth, Ints, Records
+from tgis_cli.bench.load.records import Doubles, GeneratorHealth, Ints, Records
 from tgis_cli.bench.load.saturation import is_saturated
 from tgis_cli.bench.load.timeline import LatencyOverTime, Tokens, find_buckets, read_tokens, sum_by_call
 from tgis_cli.bench.load.windows import belongs_to, find_steady_window, find_whole_window
@@ -53,12 +53,10 @@ def make_level(
     is_cut: bool = False,
     objectives: Sequence[Objective] = (),
     watch: Watch | None = None,
-    started_at: float = 0.0,
 ) -> Level:
     """
     Args:
         rate: that was asked for, in calls per second.
-        started_at: of the level, on the monotonic clock; matters only to ``watch``.
     """
     whole = find_whole_window(records)
     steady, note = find_steady_window(records, arrivals)
@@ -77,7 +75,7 @@ def make_level(
     server = watch.difference() if watch is not None else None
     series = make_series(records, latencies, tokens, step_edges)
     if watch is not None:
-        series.server = watch.series(step_s, len(step_edges) - 1, started_at)
+        series.server = watch.series(step_s, len(step_edges) - 1, records.started_at)
     is_behind = arrivals.due_s is not None and is_saturated(records)
     wrong_counts = int(np.count_nonzero(has_wrong_counts(records)))
     failed = ~is_ok & (records.status != CUT)

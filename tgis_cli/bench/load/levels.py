@@ -119,8 +119,9 @@ def find_knee(done: Sequence[Outcome]) -> Outcome | None:
     It is where their ratio, Kleinrock's power, is highest (L. Kleinrock, "Power and deterministic rules of thumb for
     probabilistic problems in computer communications", ICC 1979).
     """
-    usable = [one for one in done if one.throughput > 0 and one.latency_s > 0 and one.failed_share <= MAX_FAILED_SHARE]
-    usable = [one for one in usable if not one.is_short]
+    by_streams = sorted(done, key=lambda outcome: outcome.plan.concurrency or 0)
+    served = [one for one in by_streams if one.throughput > 0 and one.latency_s > 0]
+    usable = [one for one in served if one.failed_share <= MAX_FAILED_SHARE and not one.is_short]
     if len(usable) < 3:
         return None
     knee = max(usable, key=lambda outcome: outcome.throughput / outcome.latency_s)

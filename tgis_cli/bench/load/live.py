@@ -31,6 +31,14 @@ class Progress(Protocol):
     @property
     def in_flight(self) -> int: ...
     @property
+    def streaming(self) -> int:
+        """Of those in flight, the calls that have had a token."""
+
+    @property
+    def oldest_s(self) -> float:
+        """How long the oldest call in flight has been so; 0 without one."""
+
+    @property
     def completed(self) -> int: ...
     @property
     def failed(self) -> int: ...

@@ -48,6 +48,7 @@ def merge_columns(parts: list[Columns], start_s: float) -> Records:
         gap_s=reorder(np.concatenate([np.empty(0, np.float32), *gaps]), num_gaps, order),
         num_gaps=num_gaps[order],
         texts=texts,
+        started_at=start_s,
     )
 
 

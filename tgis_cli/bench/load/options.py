@@ -17,7 +17,7 @@ import typer
 from tgis_cli.bench.lists import read_list
 from tgis_cli.bench.load.amount import check_amount
 from tgis_cli.bench.load.arrivals import Pacing, Process
-from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Plan, Strategy, Sweep
+from tgis_cli.bench.load.levels import DEFAULT_STREAMS, DefaultLevels, FixedLevels, GoodputSearch, Plan, Strategy, Sweep
 from tgis_cli.bench.load.objectives import Objective, parse_objectives
 from tgis_cli.bench.load.shapes import Lengths
 from tgis_cli.clients.parameter_table import as_flag
@@ -98,7 +98,8 @@ OPTIONS: dict[str, Any] = dict(
             str | None,
             ARRIVAL,
             "N,N,...",
-            "Closed loop: keep N requests in flight; one level for each N. [default: 1,8,32, as far as 30 s allow]",
+            "Closed loop: keep N requests in flight; one level for each N. [default: 1,8,32; without --duration and "
+            "--requests, as far as 30 s allow]",
         ),
         option("rate", str | None, ARRIVAL, "X,X,...", "Open loop: send X requests per second; one level for each X."),
         option("sweep", bool, ARRIVAL, "", "Double the streams until throughput stops growing, and find the knee."),
@@ -139,7 +140,8 @@ OPTIONS: dict[str, Any] = dict(
             int | None,
             ARRIVAL,
             "N",
-            f"Requests before the first level, which do not count. [default: one per stream, at most {MAX_WARMUP}]",
+            "Requests before the first level, which do not count. [default: one per stream, at most "
+            f"{MAX_WARMUP}; none for a trace]",
             min=0,
             max=MOST_WARMUP,
         ),
@@ -196,11 +198,10 @@ class LoadOptions:
             Lengths.parse(given.get(name, default), as_flag(name))
             for name, default in (("input_tokens", DEFAULT_INPUTS), ("output_tokens", DEFAULT_OUTPUTS))
         )
-        if given.get("shared_prefix", 0) >= inputs.low:
-            raise UsageError(
-                f"--shared-prefix is {given['shared_prefix']}, but must be less than the {inputs.low} tokens of the "
-                "shortest prompt."
-            )
+        is_streamed = is_stream_wanted(given)
+        objectives = parse_objectives(given["goodput"], "--goodput") if "goodput" in given else ()
+        if not is_streamed and any(one.metric != "e2e" for one in objectives):
+            raise UsageError("Unary calls have no first token and no gaps: with them, --goodput can limit only e2e.")
         strategy, pacing = choose_strategy(given), make_pacing(given)
         plans = strategy.plans if isinstance(strategy, FixedLevels) else ()
         check_amount([plan.rate for plan in plans if plan.rate is not None], pacing)
@@ -214,18 +215,22 @@ class LoadOptions:
             prompts=given.get("prompts"),
             shared_prefix=given.get("shared_prefix", 0),
             num_inputs=given.get("inputs_per_call", 1),
-            is_streamed=given.get("stream", "inputs_per_call" not in given),
+            is_streamed=is_streamed,
             seed=given.get("seed", 0),
             salt=0 if "seed" in given else secrets.randbits(SALT_BITS),
-            objectives=parse_objectives(given["goodput"], "--goodput") if "goodput" in given else (),
+            objectives=objectives,
             speed=read_positive(given, "speed"),
             warmup=given.get("warmup"),
             workers=given.get("workers"),
         )
 
-    def describe_shape(self) -> dict[str, Any]:
-        """What has to be equal for two results to be comparable, besides the levels."""
-        lengths = {"prompts": self.prompts} if self.prompts else {"input_tokens": self.inputs.text}
+    def describe_shape(self, digest: str) -> dict[str, Any]:
+        """What has to be equal for two results to be comparable, besides the levels.
+
+        Args:
+            digest: of the prompts, if they are from a file.
+        """
+        lengths = {"prompts": digest} if self.prompts else {"input_tokens": self.inputs.text}
         return lengths | {
             "output_tokens": self.outputs.text if not self.prompts or "output_tokens" in self.given else None,
             "shared_prefix": self.shared_prefix,
@@ -320,9 +325,11 @@ def check_together(given: Mapping[str, Any]) -> None:
         raise UsageError("--speed is for a trace: give its file with --prompts.")
     if given.get("stream") and given.get("inputs_per_call", 1) > 1:
         raise UsageError("A stream has one prompt: leave out --stream or --inputs-per-call.")
-    is_unary = given.get("stream") is False or "inputs_per_call" in given
-    if is_unary and any(one.metric != "e2e" for one in parse_objectives(given.get("goodput", "e2e<1s"), "--goodput")):
-        raise UsageError("Unary calls have no first token and no gaps: with them, --goodput can limit only e2e.")
+
+
+def is_stream_wanted(given: Mapping[str, Any]) -> bool:
+    """A number of inputs asks for the unary method, which alone can have several, unless a stream is asked for too."""
+    return bool(given.get("stream", "inputs_per_call" not in given))
 
 
 def with_forced_length(parameters: Parameters, given: Mapping[str, Any], outputs: Lengths) -> Parameters:
@@ -349,7 +356,9 @@ def choose_strategy(given: Mapping[str, Any]) -> Strategy:
         return Sweep()
     if "goodput" in given:
         return GoodputSearch(level_s=make_pacing(given).max_s)
-    return DefaultLevels(make_pacing(given).max_s or DEFAULT_LEVEL_S)
+    if "duration" in given or "requests" in given:
+        return FixedLevels(tuple(Plan(concurrency=number) for number in DEFAULT_STREAMS))
+    return DefaultLevels(DEFAULT_LEVEL_S)
 
 
 def read_positive(given: Mapping[str, Any], name: str) -> float | None:

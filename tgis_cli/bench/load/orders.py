@@ -116,6 +116,8 @@ class Totals:
 
     sent: int
     in_flight: int
+    streaming: int  # of those in flight, the calls that have had a token
+    oldest_s: float  # of those in flight: seconds since the oldest one was due; 0 without one
     completed: int
     failed: int
     output_tokens: int

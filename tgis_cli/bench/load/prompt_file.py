@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 from array import array
@@ -24,6 +25,7 @@ from tgis_server.errors import UsageError
 
 MAX_OUTPUT = (1 << 32) - 1  # of its field in a request
 TEXT, OUTPUT, START = "text", "output_tokens", "start_s"
+DIGEST_DIGITS = 16
 EXAMPLE = '{"text": "Once upon a time", "output_tokens": 20, "start_s": 0.5}'
 
 
@@ -35,6 +37,7 @@ class PromptFile:
     path: str  # in /proc: also of a file that has no name any more
     places: array[int]  # of the lines, in bytes
     starts: array[float]  # seconds after the start; empty: not a trace
+    digest: str = ""  # of all bytes: the path may be the same for other prompts
     _stream: BinaryIO | None = field(default=None, repr=False)
 
     @property
@@ -59,10 +62,10 @@ class PromptFile:
             self._stream = None
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.shape, self.path, self.places, self.starts
+        return self.shape, self.path, self.places, self.starts, self.digest
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.shape, self.path, self.places, self.starts = state
+        self.shape, self.path, self.places, self.starts, self.digest = state
         self._stream = None
 
 
@@ -89,7 +92,7 @@ def open_prompt_file(path: str, shape: CallShape, speed: float = 1.0) -> Iterato
 
 
 def index_lines(stream: BinaryIO, name: str, file: PromptFile, speed: float) -> None:
-    """Note where each line begins.
+    """Note where each line begins, and the digest of all.
 
     Raises:
         UsageError: there are wrong lines, or none at all.
@@ -109,12 +112,14 @@ def index_lines(stream: BinaryIO, name: str, file: PromptFile, speed: float) -> 
 
     def lines() -> Iterator[tuple[int, bytes]]:
         stream.seek(0)
-        place = 0
+        place, digest = 0, hashlib.sha256()
         for number, data in enumerate(read_lines(stream, name), 1):
             if data.strip():
                 yield number, data
                 file.places.append(place)
             place += len(data)
+            digest.update(data)
+        file.digest = digest.hexdigest()[:DIGEST_DIGITS]
 
     try:
         if not check_lines(name, lines(), parse):

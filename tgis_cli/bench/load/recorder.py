@@ -14,6 +14,7 @@ from tgis_cli.bench.load.calls import Call
 from tgis_cli.bench.load.columns import CUT, Columns, doubles, floats
 from tgis_server.wire import generation_pb2 as pb
 
+AT_ONCE_S = 0.01  # a failure so soon after the sending is a refusal
 MAX_SAMPLES = 200  # of each latency, for the live line
 
 read_frame = pb.GenerationResponse.FromString
@@ -123,10 +124,10 @@ class UnaryCall(RecordedCall):
 class Recorder:
     """Of one level in one worker."""
 
-    def __init__(self, on_end: Callable[[float], None]) -> None:
+    def __init__(self, on_end: Callable[[float, bool], None]) -> None:
         """
         Args:
-            on_end: a call has ended, at that moment, and is recorded.
+            on_end: a call has ended, at that moment, and is recorded; and whether it was refused at once.
         """
         self.columns = Columns()
         self.stamp_delay_s = doubles()
@@ -159,7 +160,12 @@ class Recorder:
         elif status != CUT:
             self.num_failed += 1
             columns.texts.setdefault(status, text)
-        self._on_end(at)
+        self._on_end(at, status not in (OK, CUT) and at - call.sent < AT_ONCE_S)
+
+    def find_oldest(self, now: float) -> float:
+        """For how many seconds the oldest call has been in flight, or has waited; 0 without one."""
+        oldest = next(iter(self.in_flight.values()), None)
+        return max(0.0, now - oldest.due) if oldest is not None else 0.0
 
     def take_samples(self) -> tuple[array[float], array[float]]:
         """Some of the latest times to first token since the last call, and of the latest gaps."""

@@ -31,6 +31,7 @@ class Records:
     gap_s: npt.NDArray[np.float32]  # between tokens of a stream, of all calls end to end
     num_gaps: Ints  # of each call: max(0, output_tokens - 1) of a stream, 0 of a unary call
     texts: dict[int, str]  # by status other than OK: the first explanation that the server gave
+    started_at: float = 0.0  # of the level, on the monotonic clock
 
 
 @dataclass(slots=True)

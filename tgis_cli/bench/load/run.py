@@ -6,20 +6,17 @@ import contextlib
 import dataclasses
 import math
 import os
-import shlex
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from tgis_cli.bench.fingerprint import make_fingerprint
 from tgis_cli.bench.load.arrivals import MAX_CALLS
 from tgis_cli.bench.load.calls import Arrivals, Feed
 from tgis_cli.bench.load.detail import Level, LoadDetail
 from tgis_cli.bench.load.feed import CallShape, SyntheticFeed
-from tgis_cli.bench.load.figures import make_level, to_figures
+from tgis_cli.bench.load.figures import make_level, name_status, to_figures
 from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Outcome, Plan, find_knee
 from tgis_cli.bench.load.live import Live, Progress
 from tgis_cli.bench.load.notes import describe_goodput, list_notes, list_problems
@@ -27,6 +24,7 @@ from tgis_cli.bench.load.options import MAX_WARMUP, LoadOptions
 from tgis_cli.bench.load.prompt_file import PromptFile, open_prompt_file
 from tgis_cli.bench.load.prompts import Vocabulary
 from tgis_cli.bench.load.records import GeneratorHealth, Records
+from tgis_cli.bench.load.stop_rules import StopRules
 from tgis_cli.bench.load.target import Target, describe_model, describe_server
 from tgis_cli.bench.result import Result
 from tgis_cli.bench.server_side import MetricsWatch
@@ -35,8 +33,7 @@ from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_count
 
 LEVEL_INDEXES = 1 << 32  # indexes of the feed that each level has for itself
-RATE_WARMUP = 4  # calls, where the first level has no number of streams
-STALL_S = 60.0  # a server that sends nothing for so long, with calls in flight, will not send more
+RATE_WARMUP = 4  # calls, where the first level is a rate
 CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once; a worker has time to spare then
 SEARCH_WORKERS = 4  # for a load that grows until the server has enough
 
@@ -60,7 +57,7 @@ class LoadRun:
     target: Target
     feed: SyntheticFeed | PromptFile
     live: Live
-    sender: Sender | None = None
+    sender: Sender
     levels: list[Level] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -68,50 +65,47 @@ class LoadRun:
     is_cut: bool = False
     num_sent: int = 0
 
-    def run(self, sender: Sender) -> None:
+    def run(self) -> None:
         """Warm up, and measure one level after the other."""
-        self.sender = sender
         plan = self._choose()
         if plan is not None:
-            self._warm_up(plan)
+            self.warm_up(plan)
         while plan is not None and not self.is_cut:
-            self._run_level(plan)
+            self.run_level(plan)
             plan = self._choose()
 
     def stop(self) -> None:
         """End it with what has been measured."""
         self.is_cut = True
-        if self.sender is not None:
-            self.sender.stop()
+        self.sender.stop()
 
     def _choose(self) -> Plan | None:
-        if isinstance(self.feed, PromptFile) and self.feed.is_trace:
+        if is_trace(self.feed):
             return None if self.outcomes else Plan()
         return self.options.strategy.choose(self.outcomes)
 
-    def _warm_up(self, plan: Plan) -> None:
+    def warm_up(self, plan: Plan) -> None:
+        """Send the calls that come before the first level."""
         num_calls = self.options.warmup
-        if num_calls is None:
-            num_calls = min(plan.concurrency or RATE_WARMUP, MAX_WARMUP)
+        if num_calls is None:  # a trace is replayed as it was recorded, from its first call on
+            num_calls = 0 if is_trace(self.feed) else min(plan.concurrency or RATE_WARMUP, MAX_WARMUP)
         if not num_calls or self.is_cut:
             return
         self.live.say(f"Warming up with {format_count(num_calls, 'request')}")
+        # The last lines of a trace: its first calls would otherwise find their prompts in a prefix cache.
+        first_index = -num_calls if is_trace(self.feed) else 0
         at_once = min(num_calls, plan.concurrency or RATE_WARMUP)
-        arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, first_index=0)
-        records, _ = self._send(arrivals, lambda _: None)
-        self.num_sent += len(records.index)
+        arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, first_index=first_index)
+        self._send(arrivals, lambda _: None)
 
-    def _run_level(self, plan: Plan) -> None:
+    def run_level(self, plan: Plan) -> None:
+        """Measure one level."""
         arrivals = self._make_arrivals(plan)
-        self.live.start_level(plan, arrivals.max_s or self.options.pacing.max_s, arrivals.max_calls)
-        started_at = time.monotonic()
+        self.live.start_level(plan, arrivals.max_s, arrivals.max_calls)
+        began_at = time.monotonic()
         with MetricsWatch(self.target.metrics) as watch:
             records, health = self._send(arrivals, self.live.tick)
-        took_s = time.monotonic() - started_at
-        if health.cut_reason:
-            self.is_cut = True
-            self.problems.append(health.cut_reason)
-        self.num_sent += len(records.index)
+        took_s = time.monotonic() - began_at
         level = make_level(
             records,
             health,
@@ -122,7 +116,6 @@ class LoadRun:
             is_cut=self.is_cut,
             objectives=self.options.objectives,
             watch=watch,
-            started_at=started_at,
         )
         self.levels.append(level)
         self.outcomes.append(to_outcome(plan, level, took_s))
@@ -142,35 +135,30 @@ class LoadRun:
         assert isinstance(self.feed, PromptFile), "only a trace has neither streams nor a rate"
         if "duration" not in self.options.given:
             pacing = dataclasses.replace(pacing, max_s=None)
-        return pacing.make_trace(self.feed.starts, self.options.speed or 1.0, 0)
+        return pacing.make_trace(self.feed.starts, self.options.speed or 1.0)
 
     def _send(self, arrivals: Arrivals, on_tick: Callable[[Progress], None]) -> tuple[Records, GeneratorHealth]:
-        assert self.sender is not None, "run() has set it"
-        watch = StallWatch()
+        rules, reason = StopRules(), ""
 
         def tick(progress: Progress) -> None:
-            if watch.is_stalled(progress, time.monotonic()) and not self.is_cut:
-                self.problems.append(
-                    f"The server sent nothing for {STALL_S:.0f} s, so the requests in flight were cancelled."
-                )
+            nonlocal reason
+            if not self.is_cut and (reason := rules.find_reason(progress, time.monotonic())):
                 self.stop()
             on_tick(progress)
 
-        return self.sender.run_level(arrivals, tick)
+        records, health = self.sender.run_level(arrivals, tick)
+        self.num_sent += len(records.index)
+        if reason:
+            texts = [f" ({name_status(status)}: {text})" for status, text in records.texts.items()]
+            self.problems.append(f"The level was stopped early, because {reason}{texts[0] if texts else ''}.")
+        elif health.cut_reason:
+            self.is_cut = True
+            self.problems.append(health.cut_reason)
+        return records, health
 
 
-@dataclass(slots=True)
-class StallWatch:
-    """Whether a server with calls in flight has fallen silent."""
-
-    seen: tuple[int, int, int] = (0, 0, 0)
-    changed_at: float | None = None
-
-    def is_stalled(self, progress: Progress, now: float) -> bool:
-        current = (progress.output_tokens, progress.completed, progress.failed)
-        if current != self.seen or self.changed_at is None or not progress.in_flight:
-            self.seen, self.changed_at = current, now
-        return now - self.changed_at > STALL_S
+def is_trace(feed: SyntheticFeed | PromptFile) -> TypeGuard[PromptFile]:
+    return isinstance(feed, PromptFile) and feed.is_trace
 
 
 def to_outcome(plan: Plan, level: Level, took_s: float) -> Outcome:
@@ -206,12 +194,7 @@ def open_feed(options: LoadOptions, target: Target) -> Iterator[SyntheticFeed | 
         return
     check_lengths(options, target)
     vocabulary = Vocabulary.find(target.client.count_tokens)
-    if options.inputs.low <= vocabulary.num_special:
-        raise UsageError(
-            f"--input-tokens is {options.inputs.text}, but this tokenizer adds "
-            f"{format_count(vocabulary.num_special, 'special token')} to each text: at least "
-            f"{vocabulary.num_special + 1} tokens are needed."
-        )
+    check_prefix(options, vocabulary.num_special)
     yield SyntheticFeed(shape, vocabulary, options.inputs, options.outputs, options.shared_prefix, options.salt)
 
 
@@ -253,6 +236,25 @@ def check_lengths(options: LoadOptions, target: Target) -> None:
         )
 
 
+def check_prefix(options: LoadOptions, num_special: int) -> None:
+    """
+    Args:
+        num_special: tokens that the tokenizer adds to each text.
+
+    Raises:
+        UsageError: the shortest prompt has no token of its own.
+    """
+    inputs, prefix = options.inputs, options.shared_prefix
+    if inputs.low > num_special + prefix:
+        return
+    added = f"this tokenizer adds {format_count(num_special, 'special token')} to each text" if num_special else ""
+    shared = f"--shared-prefix takes {prefix}" if prefix else ""
+    raise UsageError(
+        f"--input-tokens is {inputs.text}, but {' and '.join(filter(None, (added, shared)))}: at least "
+        f"{num_special + prefix + 1} tokens are needed."
+    )
+
+
 @contextlib.contextmanager
 def open_workers(target: Target, feed: Feed, num_workers: int) -> Iterator[Sender]:
     from tgis_cli.bench.load.workers import Workers
@@ -283,42 +285,46 @@ def run_load(
     live.say("Making prompts")
     try:
         with open_feed(options, target) as feed:
-            run = LoadRun(options, target, feed, live)
             live.say("Examining this machine")
             fingerprint = make_fingerprint(
                 os.environ, model=describe_model(target), server=describe_server(target), run=dict(options.given)
             )
             num_workers = options.workers or choose_workers(options, feed)
-            with open_sender(target, feed, num_workers) as sender, on_start(run):
-                run.run(sender)
+            with open_sender(target, feed, num_workers) as sender:
+                run = LoadRun(options, target, feed, live, sender)
+                with on_start(run):
+                    run.run()
     finally:
         live.clear()
     return make_result(run, fingerprint)
 
 
-def measure_generator(options: LoadOptions) -> Result:
+def measure_generator(options: LoadOptions, of_server: Sequence[str]) -> Result:
     """What the generator itself costs and adds, without a server.
+
+    Args:
+        of_server: flags that are given and say which server to measure.
 
     Raises:
         UsageError: options are given that have no effect then.
     """
     from tgis_cli.bench.self_test import SelfTestOptions, run_self_test
 
-    if useless := [as_flag(name) for name in options.given if name not in ("workers", "duration")]:
-        raise UsageError(f"--self sends a load of its own: leave out {', '.join(useless)}.")
+    names = [*(name for name in options.given if name not in ("workers", "duration")), *options.parameters.given()]
+    if useless := [*map(as_flag, names), *of_server]:
+        raise UsageError(f"--self has a load of its own, so {', '.join(useless)} has no effect: leave it out.")
     seconds = options.pacing.max_s if "duration" in options.given else None
     own = SelfTestOptions(workers=options.workers or 1, **({"seconds": seconds} if seconds else {}))
-    return run_self_test(own, name_command(), make_fingerprint(os.environ, model={}, server={}, run=options.given))
+    return run_self_test(own, make_fingerprint(os.environ, model={}, server={}, run=options.given))
 
 
-def name_command() -> str:
-    """As typed."""
-    return shlex.join(["tgis", *sys.argv[1:]])
+def digest_of(feed: SyntheticFeed | PromptFile) -> str:
+    return feed.digest if isinstance(feed, PromptFile) else ""
 
 
 def choose_workers(options: LoadOptions, feed: SyntheticFeed | PromptFile | None = None) -> int:
     """One process unless the load needs more, and no more than half of the CPUs: the server may need them too."""
-    if isinstance(feed, PromptFile) and feed.is_trace:
+    if feed is not None and is_trace(feed):
         need = len(feed.starts) / max(1.0, feed.starts[-1]) * (options.speed or 1.0) / CALLS_PER_WORKER
     elif isinstance(options.strategy, FixedLevels):
         plans = options.strategy.plans
@@ -338,10 +344,8 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
     knee = find_knee(run.outcomes) if all(outcome.plan.concurrency for outcome in run.outcomes) else None
     result = Result(
         kind="load",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=name_command(),
         options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
-        shape=options.describe_shape(),
+        shape=options.describe_shape(digest_of(run.feed)),
         fingerprint=fingerprint,
         figures=[figure for level in levels for figure in to_figures(level)],
         problems=[*run.problems, *list_problems(run)],

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from tgis_cli.bench.load.records import CUT, Doubles, Records
+from tgis_cli.bench.load.columns import CUT
+from tgis_cli.bench.load.records import Doubles, Records
 
 RAMP_UP = 0.3  # of the arrivals: a server that was idle fills up, which is no trend
 EARLY, LATE = (RAMP_UP, 0.5), (0.8, 1.0)  # parts of the arrivals whose latencies are compared

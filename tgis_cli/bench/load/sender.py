@@ -18,6 +18,8 @@ SERVICE = "/fmaas.GenerationService/"
 AHEAD_CALLS = 1000
 AHEAD_BYTES = 16 << 20
 AHEAD_S = 2.0
+# A closed loop on a server that refuses its calls would otherwise send as fast as both can.
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.001, 0.1
 Blocks = dict[bool, bytes]  # header blocks, by whether the call is streamed
 
 
@@ -90,6 +92,7 @@ class Sender:
         self._next_due = 0.0
         self._start = 0.0
         self._is_sending = True
+        self._pause_s = 0.0  # before the next call of a slot; grows while calls are refused
 
     def prepare(self) -> None:
         self._stock.prepare()
@@ -124,20 +127,29 @@ class Sender:
     def _is_over(self, at: float) -> bool:
         return self._share.max_s is not None and at - self._start >= self._share.max_s
 
-    def _on_end(self, at: float) -> None:
-        """A call has ended. In a closed loop, its slot is free at that moment."""
-        if self._is_sending and self._share.due_s is None:
-            if self._is_over(at):
-                self._is_sending = False
-            else:
-                self._send(at)
-        self._check_done()
+    def _on_end(self, at: float, is_refused: bool) -> None:
+        """A call has ended. In a closed loop, its slot is free at that moment, or after a pause."""
+        self._pause_s = min(MAX_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s)) if is_refused else 0.0
+        if self._share.due_s is not None or not self._is_sending:
+            self._check_done()
+        elif self._pause_s:
+            at += self._pause_s
+            asyncio.get_running_loop().call_at(at, self._use_slot, at)
+        else:
+            self._use_slot(at)
 
     def _check_done(self) -> None:
         if not self._is_sending and not self.recorder.in_flight and not self.done.done():
             self.done.set_result(None)
 
     # Closed loop
+
+    def _use_slot(self, at: float) -> None:
+        """A slot is free for the next call."""
+        if self._is_over(at):
+            self._is_sending = False
+        self._send(at)
+        self._check_done()
 
     def _fill_slots(self) -> None:
         for _ in range(self._share.num_slots):

@@ -12,14 +12,13 @@ from typing import Any, TextIO
 from tgis_cli.clients.address import HTTP, Address, parse_url
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
-from tgis_cli.clients.metrics_source import MetricsSource, find_source
+from tgis_cli.clients.metrics_source import MetricsSource, find_local_server, find_source
 from tgis_cli.clients.tls_files import TlsFiles
 from tgis_cli.model_files import DEMO
 from tgis_cli.own_server.launch_line import read_launch_line
 from tgis_cli.own_server.own_server import OwnServer
-from tgis_cli.runs.servers import RUN_FILE, RunningServer, find_at_port
+from tgis_cli.runs.servers import RUN_FILE, RunningServer
 from tgis_server.errors import TgisError, UsageError
-from tgis_server.host.proxies import is_loopback
 
 EXAMPLE = "http://127.0.0.1:3000"
 # Of a server on this machine: what its speed may depend on.
@@ -85,7 +84,7 @@ def make_target(
     client: Client, connection: Connection, metrics_url: Address | None, environ: Mapping[str, str]
 ) -> Target:
     address = client.address
-    server = address.server or (find_at_port(address.port) if is_loopback(address.host) else None)
+    server = find_local_server(address)
     source, note = None, ""
     try:
         if metrics_url is not None:

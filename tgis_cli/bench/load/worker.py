@@ -122,6 +122,8 @@ def make_totals(sender: Sender) -> Totals:
     return Totals(
         sent=recorder.num_sent,
         in_flight=len(recorder.in_flight),
+        streaming=sum(call.output_tokens > 0 for call in recorder.in_flight.values()),
+        oldest_s=recorder.find_oldest(time.monotonic()),
         completed=recorder.num_completed,
         failed=recorder.num_failed,
         output_tokens=recorder.num_tokens,

@@ -237,6 +237,8 @@ def add_up(parts: list[Totals]) -> Totals:
     return Totals(
         sent=sum(part.sent for part in parts),
         in_flight=sum(part.in_flight for part in parts),
+        streaming=sum(part.streaming for part in parts),
+        oldest_s=max((part.oldest_s for part in parts), default=0.0),
         completed=sum(part.completed for part in parts),
         failed=sum(part.failed for part in parts),
         output_tokens=sum(part.output_tokens for part in parts),

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 from tgis_cli.bench.decided import decide, private_run_dir
@@ -24,7 +21,7 @@ from tgis_cli.own_server.run_log import RunLog
 from tgis_cli.runs.memory import measure_memory
 from tgis_cli.runs.servers import READY_FILE, RunningServer
 from tgis_cli.terminal.status_line import LINE_S, StatusLine
-from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
+from tgis_cli.terminal.stop_signals import Stop
 from tgis_server.options import load_config
 
 MEMORY_S = 0.25  # between looks at the memory, which cost the processes time
@@ -65,7 +62,7 @@ class Starts:
     options: LaunchOptions
     environ: Mapping[str, str]
     files: Sequence[Path]  # of the model
-    stopped: list[Signals] = field(default_factory=list)  # gets the signal that ends the measurement early
+    stop: Stop = field(default_factory=Stop)  # ends the measurement early
     done: list[Start] = field(default_factory=list)
 
     def measure(self, *, is_cold: bool) -> None:
@@ -97,7 +94,7 @@ class Starts:
         """
         server: RunningServer | None = None
         for server in launcher.until_ready():
-            if self.stopped:
+            if self.stop:
                 return None
             if server is not None:
                 peak.look(server.pid)
@@ -131,7 +128,7 @@ def measure_starts(
     config_file: Path | None,
     environ: Mapping[str, str],
     rounds: int,
-    stopped: list[Signals],
+    stop: Stop,
 ) -> Result:
     """Measure, with a line of progress on stderr.
 
@@ -144,28 +141,26 @@ def measure_starts(
     fingerprint = make_fingerprint(
         environ, model=decided.describe_model(), server=decided.given, run={"rounds": rounds}
     )
-    starts = Starts(LaunchOptions(flags, config_file), environ, list_files(decided.run.model_dir), stopped)
+    starts = Starts(LaunchOptions(flags, config_file), environ, list_files(decided.run.model_dir), stop)
     try:
-        with stopping_by(stopped.append):
+        with stop.calling():
             for number, is_cold in list_starts(rounds):
-                if stopped:
+                if stop:
                     break
                 line.show(lambda: f"{'cold' if is_cold else 'warm'} start {number} of {rounds}")  # noqa: B023  at once
                 starts.measure(is_cold=is_cold)
     finally:
         line.clear()
     if not starts.done:
-        raise Interrupted(stopped[0])
+        raise stop.as_error()
     return Result(
         kind="start",
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["tgis", *sys.argv[1:]]),
         options={"rounds": rounds},
         shape={"model": Path(decided.run.model_id).name},
         fingerprint=fingerprint,
         figures=list(make_figures(starts.done)),
         notes=[*decided.warnings, *explain_cold_starts(starts.done)],
-        is_cut=bool(stopped),
+        is_cut=bool(stop),
         detail={"starts": [asdict(start) for start in starts.done]},
     )
 

@@ -1,0 +1,39 @@
+"""When a level ends before its time, because the server does not serve it: more waiting or sending shows nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tgis_cli.bench.load.live import Progress
+
+STALL_S = 60.0  # a server that has begun its answers and sends nothing for so long will not send more
+SILENCE_S = 600.0  # a long prompt, or a long unary answer, may take minutes before anything is sent
+REFUSED_CALLS, REFUSED_S = 100, 2.0  # that failed and nothing else happened: the server refuses whatever it is sent
+SHORT_S = 1.0  # a call in flight for longer has not been refused: the server may be working on it
+
+
+@dataclass(slots=True)
+class StopRules:
+    """Those of one level, which are asked now and then."""
+
+    served: tuple[int, int] = (0, 0)  # tokens, calls completed
+    served_at: float | None = None  # when these last changed
+    failed_before: int = 0  # calls, until then
+    heard: tuple[int, int, int] = (0, 0, 0)  # the same, and calls that failed
+    heard_at: float | None = None
+
+    def find_reason(self, progress: Progress, now: float) -> str:
+        """A clause that says why the level has to end; empty if it can go on."""
+        served = progress.output_tokens, progress.completed
+        heard = *served, progress.failed
+        if self.served_at is None or served != self.served:
+            self.served, self.served_at, self.failed_before = served, now, progress.failed
+        if self.heard_at is None or heard != self.heard or not progress.in_flight:
+            self.heard, self.heard_at = heard, now
+        limit_s = STALL_S if progress.streaming else SILENCE_S
+        if now - self.heard_at > limit_s:
+            return f"the server sent nothing for {limit_s:.0f} s"
+        num_failed = progress.failed - self.failed_before
+        if num_failed >= REFUSED_CALLS and now - self.served_at >= REFUSED_S and progress.oldest_s < SHORT_S:
+            return f"the server refused {num_failed:,} requests in a row"
+        return ""
