@@ -9,7 +9,8 @@ import pytest
 
 from tgis_cli.bench.http2.client import INTERNAL, OK, UNAVAILABLE
 from tgis_cli.bench.load.calls import Call
-from tgis_cli.bench.load.recorder import CUT, RecordedCall, Recorder, StampedCall, StreamedCall, UnaryCall
+from tgis_cli.bench.load.columns import CUT
+from tgis_cli.bench.load.recorder import RecordedCall, Recorder, StampedCall, StreamedCall, UnaryCall
 from tgis_server.wire import generation_pb2 as pb
 
 

@@ -21,7 +21,7 @@ from tgis_cli.bench.load.timeline import LatencyOverTime, Tokens, find_buckets, 
 from tgis_cli.bench.load.windows import belongs_to, find_steady_window, find_whole_window
 from tgis_cli.bench.result import Estimate, Figure
 from tgis_cli.bench.server_side import first_token_split
-from tgis_cli.bench.statistics.quantiles import Clusters, Samples, batch_in_time, estimate_percentiles
+from tgis_cli.bench.statistics.quantiles import Clusters, Samples, batch_in_time, estimate_percentiles, pick_quantile
 from tgis_cli.bench.statistics.rates import NUM_BATCHES, estimate_rate, estimate_share, spread
 
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
@@ -254,7 +254,7 @@ def describe_generator(health: GeneratorHealth) -> dict[str, Any]:
 
 
 def pick(samples: Doubles, share: float) -> float | None:
-    return float(np.quantile(samples, share)) if len(samples) else None
+    return pick_quantile(samples, share) if len(samples) else None
 
 
 def make_series(records: Records, latencies: dict[str, Doubles], tokens: Tokens, edges: Doubles) -> Series:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.detail import Window
-from tgis_cli.bench.load.records import Doubles, Records
+from tgis_cli.bench.load.records import Records
+from tgis_cli.bench.statistics.quantiles import pick_quantile
 
 MIN_SHARE = 1 / 3
 SETTLED_SHARE = 0.95  # of the calls have ended, once a new level has run for this percentile of their durations
@@ -82,7 +83,3 @@ def suggest_open(records: Records) -> Iterator[Window]:
     durations = records.end_s - records.due_s
     yield Window(pick_quantile(durations, SETTLED_SHARE), end)
     yield Window(float(records.end_s.min()), end)
-
-
-def pick_quantile(values: Doubles, share: float) -> float:
-    return float(np.quantile(values, share, method="inverted_cdf"))

@@ -128,6 +128,11 @@ def pick_ranks(samples: Samples, ranks: Sequence[int]) -> list[float]:
     return [float(parted[rank - 1]) for rank in ranks]
 
 
+def pick_quantile(samples: Samples, share: float) -> float:
+    """The smallest sample that at least its share of the samples, of which there are some, does not exceed."""
+    return pick_ranks(samples, [max(1, math.ceil(len(samples) * share))])[0]
+
+
 def count_effective(below: Mask, clusterings: Sequence[Clusters], share: float) -> int:
     """The number of independent samples that would tell as much about a percentile.
 
