@@ -164,6 +164,7 @@ def test_a_server_that_dies_or_drains_ends_the_run_with_the_reason(
     [
         (("--url", "{http}"), "is a TGIS server's HTTP port; its gRPC port is", 1),
         (("--url", "{grpc}", "--metrics-url", "{grpc}"), "tgis: ", 1),
+        (("--url", "{grpc}", "--metrics-url", "http://127.0.0.1:1"), "--metrics-url has to name the server's HTTP", 1),
         (("--url", "127.0.0.1:1"), "No server at 127.0.0.1:1", 1),
         (("--url", "{grpc}", "--output-tokens", "5000"), "allows at most 1,024 new tokens per answer", 2),
         (("--url", "{grpc}", "--prompts", "/none.jsonl"), "--prompts /none.jsonl cannot be read", 2),

@@ -19,6 +19,7 @@ from statistics import NormalDist
 from tgis_cli.bench.report.units import write_change
 from tgis_cli.bench.result import Estimate, Figure
 from tgis_cli.bench.statistics.sequences import ALPHA, find_reach, reach_of
+from tgis_server.words.sizes import format_count
 
 MAX_PAIRS = 60  # enough to find 10 % in 95 of 100 comparisons where rounds vary by 8 % (tests/unit/bench/test_ab.py)
 EQUAL_WITHIN = 0.02
@@ -148,7 +149,8 @@ def describe_verdict(comparison: Comparison, metric: str, better: str) -> list[s
     if not comparison.num_pairs:
         return ["No pair of rounds was measured."]
     interval = f"{CONFIDENCE} interval {write_change(*ratio.interval)}" if ratio.interval else "too few for an interval"
-    facts = f"{write_change(ratio.value)} in {metric} after {comparison.num_pairs} pairs of rounds ({interval})"
+    pairs = format_count(comparison.num_pairs, "pair")
+    facts = f"{write_change(ratio.value)} in {metric} after {pairs} of rounds ({interval})"
     is_better = (ratio.value > 1) == (better == "higher")
     first = {
         Verdict.DIFFERENT: f"B is {'better' if is_better else 'worse'} than A: {facts}.",
@@ -157,7 +159,9 @@ def describe_verdict(comparison: Comparison, metric: str, better: str) -> list[s
     }[comparison.verdict]
     smallest = comparison.smallest_difference
     if smallest is None:
-        return [first, f"So few pairs cannot show a difference: allow more than {comparison.max_pairs}."]
+        is_cut = comparison.num_pairs < comparison.max_pairs
+        remedy = "let it run longer" if is_cut else f"allow more than {comparison.max_pairs}"
+        return [first, f"So few pairs cannot show a difference: {remedy}."]
     return [
         first,
         f"On this machine, {comparison.max_pairs} pairs find a difference of {smallest * 100:.1f} % in nine "

@@ -25,7 +25,7 @@ from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.load.figures import LATENCIES, to_figures
 from tgis_cli.bench.load.levels import FixedLevels, Plan
 from tgis_cli.bench.load.live import Live
-from tgis_cli.bench.load.options import ARRIVALS, LoadOptions
+from tgis_cli.bench.load.options import ARRIVALS, ROUND_S, ROUND_STREAMS, LoadOptions
 from tgis_cli.bench.load.run import LoadRun, OpenSender, choose_workers, digest_of, is_trace, open_feed, open_workers
 from tgis_cli.bench.load.target import Target, describe_model, describe_server, open_target
 from tgis_cli.bench.result import PERCENTILES, Figure, Result
@@ -36,8 +36,6 @@ from tgis_server.errors import TgisError, Unavailable, UsageError
 from tgis_server.words.close_words import did_you_mean
 from tgis_server.words.sizes import format_count
 
-STREAMS = 8  # of a round, and its length, unless the options say otherwise
-ROUND_S = 5.0
 # A disturbed round now and then is noise, which the interval has in it; if it is the rule, the generator is measured.
 MAX_DOUBTFUL_SHARE = 0.2
 METRICS = (
@@ -265,7 +263,7 @@ def choose_round(options: LoadOptions) -> tuple[Plan, LoadOptions]:
     """
     strategy = options.strategy
     if not any(name in options.given for name in ARRIVALS):
-        strategy = FixedLevels((Plan(concurrency=STREAMS),))
+        strategy = FixedLevels((Plan(concurrency=ROUND_STREAMS),))
     if not isinstance(strategy, FixedLevels) or len(strategy.plans) != 1:
         raise UsageError(
             "A round has one level: give one number with --concurrency or --rate, and leave out --sweep and --goodput."

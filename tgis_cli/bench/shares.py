@@ -17,5 +17,6 @@ def read_share(text: str, flag: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share < 1:
-        raise UsageError(f"{flag} is {text!r}, but must be a share below 1, such as 5% or 0.05.")
+        hint = f" Did you mean {share:g}%?" if 1 <= share < 100 else ""
+        raise UsageError(f"{flag} is {text!r}, but must be a share below 1, such as 5% or 0.05.{hint}")
     return share

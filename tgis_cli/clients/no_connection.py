@@ -81,6 +81,8 @@ def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: fl
             if address.server.has_been_ready:
                 return f"{server} accepts no connections now: see `tgis ps`."
             return f"{server} is still starting. {WAIT}"
+        if address.source == "--metrics-url":
+            return f"{NO_SERVER}{address.target}: --metrics-url has to name the server's HTTP port."
         return f"{NO_SERVER}{address.target}{origin}: {START}."
     reason = error.strerror or str(error)
     return f"{address.target}{origin} cannot be reached: {reason[:1].lower() + reason[1:]}."

@@ -158,8 +158,10 @@ def read_object(text: str) -> dict[str, Any]:
     """
     try:
         values = json.loads(text, parse_constant=refuse_constant)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise UsageError(f"it is not valid JSON ({error}).") from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise UsageError("it has a number with too many digits.") from None
     except RecursionError:
         raise UsageError("its JSON is nested too deeply.") from None
     if not isinstance(values, dict):
@@ -181,7 +183,7 @@ def to_prompt(values: dict[str, Any], line: int, common: Parameters) -> Prompt:
 
 
 def refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"JSON has no {name}")
+    raise UsageError(f"it is not valid JSON (JSON has no {name}).")
 
 
 def check_value(name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tgis_cli.bench.ab import EQUAL_WITHIN, MAX_PAIRS, METRIC
-from tgis_cli.bench.load.options import PARAMETERS, LoadOptions, with_load_options
+from tgis_cli.bench.load.options import PARAMETERS, ROUND_S, ROUND_STREAMS, LoadOptions, with_load_options
 from tgis_cli.bench.report.outputs import Csv, Html, Json, Markdown, Outputs
 from tgis_cli.bench.shares import read_share
 from tgis_cli.clients.parameter_flags import with_parameters
@@ -27,12 +27,15 @@ def side(name: str, metavar: str, what: str) -> Any:
 LAUNCH = 'Start {} with these arguments of `tgis launch`: "MODEL --num-shard 2".'
 URL = "Address of {}, if it is already running."
 PYTHON = "Start {} with the installation of this interpreter, such as other/bin/python."
+# A round has one level, and is no trace.
+LEFT_OUT = ("sweep", "goodput", "speed")
+DEFAULTS = {"concurrency": f"{ROUND_STREAMS}", "duration": f"{ROUND_S:g}"}
 METRIC_HELP = "The figure to compare: output_tokens_per_s, requests_per_s, ttft_p50, itl_p50, e2e_p95, ..."
 
 
 @app.command()
 @partial(with_parameters, only=PARAMETERS)
-@with_load_options
+@partial(with_load_options, left_out=LEFT_OUT, defaults=DEFAULTS)
 def ab(
     options: LoadOptions,
     a: Annotated[str | None, side("--a", "ARGS", LAUNCH.format("A"))] = None,

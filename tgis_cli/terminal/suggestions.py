@@ -13,8 +13,10 @@ from tgis_server.words.close_words import find_close, or_list, squeeze
 
 # What other programs call a command. Of several, the first that exists is suggested.
 OTHER_COMMANDS = {
-    **dict.fromkeys(("serve", "start", "up", "server", "launcher"), ("launch",)),
-    **dict.fromkeys(("try", "demo"), ("run", "launch")),
+    **dict.fromkeys(("serve", "start", "up", "server", "launcher"), ("launch", "load")),
+    "try": ("run", "launch"),
+    "demo": ("run", "launch", "load --launch demo"),
+    **dict.fromkeys(("throughput", "latency"), ("engine",)),
     **dict.fromkeys(("chat", "ask", "prompt", "complete", "query", "infer"), ("generate",)),
     **dict.fromkeys(("pull", "get", "fetch"), ("download-weights",)),
     **dict.fromkeys(("ls", "list", "cache"), ("models",)),
@@ -72,6 +74,11 @@ OTHER_OPTIONS = {
     **dict.fromkeys(("outputdir", "output", "o", "dest", "destination", "outdir"), ("--output-path", "--to")),
     "log": ("--log-file",),
     "quantization": ("--quantize",),
+    "numprompts": ("--requests",),
+    "requestrate": ("--rate",),
+    **dict.fromkeys(("inputlen", "randominputlen"), ("--input-tokens",)),
+    **dict.fromkeys(("outputlen", "randomoutputlen"), ("--output-tokens",)),
+    **dict.fromkeys(("maxconcurrency", "c"), ("--concurrency",)),
     "num": ("-n",),
     "numanswers": ("-n",),
 }
@@ -81,6 +88,8 @@ SUPERFLUOUS = {
     "model": "leave it out: a server has only one model.",
     "stream": "leave it out: answers are shown as they are generated.",
 }
+
+LAUNCH_LINES = ("--launch", "--a")  # options whose value is a line of options of `tgis launch`
 
 MOST_LISTED = 6  # commands in a sentence
 ROOT_OPTIONS = ("--debug", "--version", "--install-completion", "--show-completion")  # of `tgis` itself
@@ -136,6 +145,11 @@ def find_option(word: str, values: Mapping[str, str], hidden: set[str], command:
     same = [name for name in values if name[:2] == "--" and squeeze(name) == squeeze(word)]
     if same:
         return same
+    if line := next((name for name in LAUNCH_LINES if name in values), None):
+        if squeeze(word) == "model":
+            return f"a running server has its model; {line} MODEL starts a server."
+        if find_server_option(word):
+            return f'it is for the server: write it in the line of {line}, as in {line} "MODEL {word} ...".'
     if "--url" in values and squeeze(word) in SUPERFLUOUS:
         return SUPERFLUOUS[squeeze(word)]
     for other in OTHER_OPTIONS.get(squeeze(word), ()):
@@ -165,13 +179,16 @@ def write_no_option(word: str, found: list[str] | str | None, where: str | None,
 
 def name_ways_in_run(flag: str) -> str:
     """How an option of `tgis launch` is set for `tgis run`; empty if there is no such option, or its value is fixed."""
+    option = find_server_option(flag)
+    return f"set {option.env} in the environment, or {option.name} in a file for --config" if option else ""
+
+
+def find_server_option(flag: str) -> Any:
+    """An option of `tgis launch` that servers of one command can have; ``None`` if there is no such option."""
     from tgis_cli.terminal.fixed_in_run import FIXED_IN_RUN
     from tgis_server.options import options
 
-    for option in options():
-        if option.flag == flag and option.name not in FIXED_IN_RUN:
-            return f"set {option.env} in the environment, or {option.name} in a file for --config"
-    return ""
+    return next((each for each in options() if each.flag == flag and each.name not in FIXED_IN_RUN), None)
 
 
 def explain_too_many(words: str, usage: str) -> str:

@@ -182,6 +182,16 @@ def test_a_limit_below_which_nothing_can_be_shown_is_said():
     )
 
 
+def test_more_pairs_are_not_advised_to_a_comparison_that_was_cut():
+    comparison = Comparison(max_pairs=60)
+    comparison.add_pair(100.0, 110.0)
+
+    found, advice = describe_verdict(comparison, "ttft_p50", "lower")
+
+    assert "after 1 pair of rounds" in found
+    assert advice == "So few pairs cannot show a difference: let it run longer."
+
+
 def test_a_comparison_that_is_cut_keeps_its_complete_pairs():
     left = [100.0, 101.0, 102.0]
 

@@ -128,6 +128,8 @@ def test_a_round_has_one_level(opened, flags):
 def test_a_metric_that_is_unknown_is_refused_before_anything_starts(opened):
     with pytest.raises(UsageError, match=r"--metric tttf_p50 is unknown. Did you mean ttft_p50 or"):
         compare(metric="tttf_p50")
+    with pytest.raises(UsageError, match=r"--metric tokens is unknown. Use output_tokens_per_s, .* for example\."):
+        compare(metric="tokens")
     assert opened == []
 
 

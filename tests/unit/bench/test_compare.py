@@ -295,6 +295,7 @@ def test_json_has_every_row(results, monkeypatch, capfd):
     ("arguments", "sentence"),
     [
         (("old.json", "missing.json"), "missing.json cannot be read: No such file or directory."),
+        (("old.json", "new.json", "--max-regress", "10"), "or 0.05. Did you mean 10%?"),
         (("old.json", "new.json", "--max-regress", "much"), "--max-regress is 'much', but must be a share below 1"),
         (("old.json", "new.json", "--json", "--markdown"), "Give either --json or --markdown"),
         (("old.json",), "NEW.json is missing"),

@@ -123,6 +123,7 @@ def test_a_level_of_failures_alone_has_no_latencies_and_can_be_written():
     assert (level.latencies, level.completed, level.failed) == ({}, 0, 10)
     assert level.output_tokens_per_s.value == 0
     assert drop_nonfinite(dataclasses.asdict(level))["requests_per_s"]["value"] == 0
+    assert level.notes == []
 
 
 def test_a_level_without_calls_is_empty():
@@ -270,6 +271,21 @@ def test_a_generator_that_disturbs_its_own_figures_is_named(health, sentence):
     (problem,) = level_of(closed_loop(), health=healthy(**health)).problems
 
     assert sentence in problem
+
+
+@pytest.mark.parametrize(("workers", "advises_workers"), [(1, True), (2, False)])
+def test_more_workers_than_streams_are_not_advised(workers, advises_workers):
+    (problem,) = level_of(closed_loop(), 2, health=healthy(cpu_share=0.9, workers=workers)).problems
+
+    assert ("--workers" in problem, "another machine" in problem) == (advises_workers, True)
+
+
+@pytest.mark.parametrize("status", [0, 14])
+def test_a_generator_is_not_blamed_where_the_server_is_gone(status):
+    timeline = closed_loop()
+    timeline.answer(9.0, 9.1, status=status, output_tokens=6)
+
+    assert bool(level_of(timeline, health=healthy(cpu_share=0.9)).problems) == (status == 0)
 
 
 def test_figures_are_a_flat_list_in_the_group_of_the_level():

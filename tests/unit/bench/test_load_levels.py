@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -51,7 +52,7 @@ def serve_rates_below(capacity: float, latency_s: float = 0.5) -> Serve:
 
     def serve(plan: Plan) -> Outcome:
         if plan.rate is None:
-            return outcome(plan, latency_s, TOKENS / latency_s)
+            return outcome(plan, latency_s, TOKENS / latency_s, objective_share=1.0)
         is_over = plan.rate > capacity
         return outcome(plan, latency_s, plan.rate * TOKENS, objective_share=0.2 if is_over else 1.0)
 
@@ -161,6 +162,30 @@ def test_a_search_without_a_good_rate_ends():
 
     assert len(rates(done)) == MAX_RATES
     assert GoodputSearch().find_bracket(done)[0] is None
+
+
+def test_a_search_ends_where_a_level_has_too_few_requests_to_judge():
+    done = run(GoodputSearch(level_s=10.0), serve_rates_below(0.0, latency_s=0.1))
+
+    assert rates(done) == [10.0, 5.0, 2.5, 1.25]
+
+
+def test_a_search_on_slow_answers_begins_with_enough_requests():
+    assert rates(run(GoodputSearch(level_s=10.0), serve_rates_below(50.0, latency_s=5.0)))[:2] == [1.0, 2.0]
+
+
+def test_a_search_ends_with_one_stream_that_does_not_hold():
+    done = run(GoodputSearch(), lambda plan: outcome(plan, 0.5, 100.0, objective_share=0.9))
+
+    assert [one.plan for one in done] == [Plan(concurrency=1)]
+
+
+def test_levels_that_are_only_ramp_up_decide_nothing():
+    done = [serve_up_to(2)(Plan(concurrency=number)) for number in (1, 2, 4, 8)]
+    short = [dataclasses.replace(one, is_short=True) for one in done]
+
+    assert (find_knee(done) is not None, find_knee(short)) == (True, None)
+    assert Sweep().choose(short[:1]) is None
 
 
 def test_a_search_on_a_server_that_answers_nothing_ends_at_once():

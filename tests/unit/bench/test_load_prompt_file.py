@@ -89,7 +89,9 @@ def test_a_pipe_is_read_once(tmp_path: Path):
         ("not json", "line 2: it is not valid JSON"),
         ("[1]", "line 2: it is not a JSON object"),
         ('{"prompt": "a"}', 'line 2: it has no "text"'),
-        ('{"text": "a", "output_tokens": 0}', 'line 2: its "output_tokens" is not a positive integer'),
+        ('{"text": "a", "output_tokens": 0}', 'line 2: its "output_tokens" is not an integer from 1 to 4294967295'),
+        ('{"text": "a", "output_tokens": ' + 5000 * "9" + "}", "line 2: it has a number with too many digits."),
+        ('{"text": "a", "start_s": 1e999}', 'line 2: its "start_s" has a number that is too large'),
         ('{"text": "a", "top_k": -1}', "line 2: top_k is -1"),
         ('{"text": "a", "start_s": 1}', 'line 2: some lines have "start_s" and others do not'),
     ],
@@ -102,6 +104,17 @@ def test_a_trace_must_be_sorted(tmp_path: Path):
     path = write(tmp_path / "p.jsonl", '{"text": "a", "start_s": 2}', '{"text": "b", "start_s": 1}')
 
     assert 'line 2: its "start_s" is before that of an earlier line' in refuse(path)
+
+
+@pytest.mark.parametrize(("speed", "start_s"), [(1.0, 86_401), (0.001, 87)])
+def test_a_trace_lasts_at_most_a_day(tmp_path: Path, speed: float, start_s: int):
+    path = write(tmp_path / "p.jsonl", '{"text": "a", "start_s": 0}', f'{{"text": "b", "start_s": {start_s}}}')
+
+    with (
+        pytest.raises(UsageError, match='line 2: its "start_s" is more than a day after the start'),
+        open_prompt_file(str(path), SHAPE, speed),
+    ):
+        pass
 
 
 def test_a_file_that_is_missing_or_empty_is_named(tmp_path: Path):

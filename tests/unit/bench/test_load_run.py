@@ -93,6 +93,66 @@ def test_left_out_levels_are_noted_with_the_option_that_measures_them():
     assert any("measure them with --concurrency 8,32" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("text", ["5", "5s", "5.0", 5.0])
+def test_a_duration_is_in_seconds(text: str):
+    options = LoadOptions.from_flags({"duration": text}, Parameters())
+
+    assert (options.pacing.max_s, options.given["duration"]) == (5.0, 5.0)
+
+
+def test_a_limit_on_requests_makes_a_high_rate_possible():
+    LoadOptions.from_flags({"rate": "100000", "duration": 60, "requests": 1000}, Parameters())
+
+
+@pytest.mark.parametrize(("flags", "at_once"), [({"concurrency": "2"}, 2), ({"rate": "8"}, 4)])
+def test_a_long_warm_up_loads_the_server_no_more_than_the_level(flags: dict[str, str], at_once: int):
+    server = SimulatedServer()
+
+    measure(server, warmup=100, duration=5, **flags)
+
+    assert (server.levels[0].concurrency, server.levels[0].max_calls) == (at_once, 100)
+
+
+def test_objectives_that_one_stream_cannot_hold_are_not_tried_at_rates():
+    result = measure(SimulatedServer(), goodput="ttft<0.001ms", duration=5)
+
+    assert titles(result) == ["1 stream"]
+    assert any("With a single stream, less than 95% of the requests meet ttft<0.001ms" in note for note in result.notes)
+
+
+def test_a_search_that_runs_out_of_requests_says_so():
+    result = measure(SimulatedServer(max_rows=1), goodput="e2e<205ms", duration=10, burstiness=0.05)
+
+    assert result.detail["goodput"]["rate"] is None
+    assert any("at lower rates a level has too few requests to judge" in note for note in result.notes)
+
+
+def test_prompts_that_are_sent_again_are_counted(tmp_path: Path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"text": "a"}\n')
+
+    result = measure(SimulatedServer(), prompts=str(path), requests=5, concurrency="1")
+
+    assert any("The file has 1 prompt, which the load sent more than once" in note for note in result.notes)
+
+
+def test_a_sweep_ends_with_a_level_that_is_only_ramp_up():
+    result = measure(SimulatedServer(output_tokens=1), sweep=True, requests=1)
+
+    assert titles(result) == ["1 stream"]
+    assert result.detail["knee"] is None
+    assert any("The sweep ended with 1 stream" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"), [({"duration": 2.5}, "--duration 14"), ({"requests": 3, "duration": 9}, "--requests 14")]
+)
+def test_a_level_without_any_percentile_says_what_gives_some(flags: dict[str, Any], remedy: str):
+    result = measure(SimulatedServer(step_s=1.0, output_tokens=1), concurrency="1", **flags)
+
+    assert any("too few for percentiles" in note and f"{remedy} would" in note for note in result.notes)
+
+
 def test_a_sweep_names_the_knee():
     result = measure(SimulatedServer(max_rows=8), sweep=True, duration=2.0)
 
@@ -241,7 +301,13 @@ def test_options_without_an_effect_on_the_generator_alone_are_refused(
         ({"rate": "2,4,2"}, "names 2 twice: leave one of them out"),
         ({"rate": "1e9"}, "may be at most 100,000"),
         ({"rate": "nan"}, "must be requests per second above 0"),
-        ({"duration": 0.0}, "--duration is 0, but must be above 0"),
+        ({"duration": 0.0}, "--duration is 0.0, but must be a number of seconds above 0"),
+        ({"duration": "x"}, "--duration is x, but must be a number of seconds above 0"),
+        ({"rate": "4", "burstiness": 1e-9}, "--burstiness is 1e-09, but must be at least 0.01"),
+        ({"rate": "5,100000", "duration": 60}, "makes 6,000,000 requests, but a level may have at most 1,000,000"),
+        ({"rate": "1e-9", "duration": 2}, "sends less than one request in 2 s"),
+        ({"rate": "1e-9", "requests": 2}, "take more than a day"),
+        ({"rate": "1", "requests": 2_000_000}, "may have at most 1,000,000 per level"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(flags: dict[str, Any], reason: str):

@@ -39,7 +39,9 @@ def test_a_normal_length_is_at_least_one_token():
     assert min(draw("normal:2,5")) == 1
 
 
-@pytest.mark.parametrize("text", ["", "12 tokens", "-3", "1:2:3", "normal:5", "normal:x,y", "1e3", "uniform:1,2"])
+@pytest.mark.parametrize(
+    "text", ["", "12 tokens", "-3", "1:2:3", "normal:5", "normal:x,y", "1e3", "uniform:1,2", "\uff11"]
+)
 def test_what_is_no_length_is_refused_with_the_forms(text: str):
     with pytest.raises(UsageError, match=r"--input-tokens is .*64:256 \(uniform\)"):
         Lengths.parse(text, "--input-tokens")

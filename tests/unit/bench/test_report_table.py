@@ -109,6 +109,21 @@ def test_a_load_whose_requests_all_failed_says_why():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("Model is overloaded", "RESOURCE_EXHAUSTED. Model is overloaded: lower the load, or raise the server's"),
+        ("RESOURCE_EXHAUSTED", "260 requests of 8 streams: RESOURCE_EXHAUSTED."),
+    ],
+)
+def test_failures_come_with_advice_and_without_repetition(text, sentence):
+    result = make_result(8, fails=1.0, has_server=False)
+    result.detail["levels"][0]["failure_texts"] = {"RESOURCE_EXHAUSTED": text}
+
+    assert sentence in describe(result, None)[-1]
+    assert describe(result, None)[-1].count("RESOURCE_EXHAUSTED") == 1
+
+
 def test_problems_come_before_notes_with_their_first_words_aligned():
     result = make_result(is_cut=True, notes=["It is slow."], problems=["The generator was late " + "and late " * 9])
 

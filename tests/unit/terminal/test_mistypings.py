@@ -45,6 +45,9 @@ COMMANDS = [
     ("completion", "did you mean `tgis --install-completion`?"),
     ("config sow", "did you mean `tgis config show`?"),
     ("help lanch", "did you mean `tgis launch`?"),
+    ("bench serve", "did you mean `tgis bench load`?"),
+    ("bench throughput", "did you mean `tgis bench engine`?"),
+    ("bench demo", "did you mean `tgis bench load --launch demo`?"),
     ("xyzzy", "`tgis --help` lists the commands."),
 ]
 OPTIONS = [
@@ -79,6 +82,11 @@ OPTIONS = [
     ("--all stop", "it goes after the command: `tgis COMMAND --all`."),
     ("config --num-shard 2 show", "it is an option of `tgis config show`."),
     ("models --jsn", "did you mean --json?"),
+    ("bench --launch demo --num-shard 1", 'as in --launch "MODEL --num-shard ...".'),
+    ("bench ab --a demo --num-shard 1", 'as in --a "MODEL --num-shard ...".'),
+    ("bench --model demo", "--launch MODEL starts a server."),
+    ("bench --num-prompts 5", "use --requests N instead."),
+    ("bench load -c 5", "use --concurrency N,N,... instead."),
 ]
 VALUES = [
     ("launch --port", "--port needs a value; `tgis launch --help` shows what is accepted."),
@@ -93,6 +101,9 @@ VALUES = [
     ("generate hi --wait=2.5s", "--wait takes no value: write --wait-timeout 2.5."),
     ("generate --parallel x hi", "--parallel must be an integer from 1 to 1024."),
     ("download-weights x --stall-timeout x", "--stall-timeout must be a number of at least 1."),
+    ("bench --arrival foo", "--arrival is 'foo', but must be one of poisson, constant."),
+    ("bench --duration inf", "--duration is inf, but must be a number of seconds above 0, such as 10."),
+    ("bench --warmup 1001", "--warmup must be an integer from 0 to 1000."),
     ("plan --gpu H1000", "did you mean H100?"),
     ("plan --gpu 2xA100", "did you mean A100-40 or A100-80?"),
     ("plan --gpu MI300X", "models run on NVIDIA GPUs and CPUs only"),

@@ -6,6 +6,8 @@ Calls that find no connection, or no room on it, wait here: this is the client's
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -75,7 +77,7 @@ class Channel:
             connection.close()
             raise NotConnectedError(f"no answer within {CONNECT_S:g} s") from None
         except (OSError, UnicodeError) as error:
-            raise NotConnectedError(getattr(error, "strerror", None) or str(error)) from None
+            raise NotConnectedError(describe(error)) from None
         finally:
             self._ready = self._opening = None
             ready.cancel()
@@ -185,3 +187,10 @@ class Channel:
         self._num_failures += 1
         if self._num_failures >= MAX_FAILURES:
             self._on_give_up(reason)
+
+
+def describe(error: OSError | UnicodeError) -> str:
+    """``Connection refused``, which asyncio hides behind "Connect call failed"."""
+    if found := re.search(r"\[Errno (\d+)\] Connect call failed", str(error)):
+        return os.strerror(int(found[1]))
+    return getattr(error, "strerror", None) or str(error)

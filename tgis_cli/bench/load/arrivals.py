@@ -10,7 +10,7 @@ from itertools import accumulate, count, islice
 
 from tgis_cli.bench.load.calls import Arrivals
 
-MAX_CALLS = 5_000_000  # of one level; their due times are held in memory
+MAX_CALLS = 1_000_000  # of one level; their due times are made before it starts, and held in memory
 
 
 class Process(StrEnum):

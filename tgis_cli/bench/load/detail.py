@@ -85,6 +85,11 @@ class Level:
         """``None`` if no request was judged."""
         return self.num_good / self.num_judged if self.num_judged else None
 
+    @property
+    def is_short(self) -> bool:
+        """It has no steady state, so that its figures are of the whole level."""
+        return self.steady == self.whole
+
 
 @dataclass(slots=True)
 class LoadDetail:

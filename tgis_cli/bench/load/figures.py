@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Distribution, Level, Series
-from tgis_cli.bench.load.honesty import find_problems
+from tgis_cli.bench.load.honesty import check_counts, find_problems
 from tgis_cli.bench.load.objectives import Objective
 from tgis_cli.bench.load.records import Doubles, GeneratorHealth, Ints, Records
 from tgis_cli.bench.load.saturation import is_saturated
@@ -29,6 +29,7 @@ INTENDED = ("ttft_intended", "e2e_intended")  # of open loops: a closed one has 
 MAX_WATERFALL = 200
 MAX_STEPS = 600  # of the series: one per pixel of a wide chart
 STEP_S = 1.0
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 NUM_BINS = 40  # of a histogram
 MAX_DECADES = 6.0  # that it spans: gaps between tokens that arrived nearly together would stretch it without end
 
@@ -104,9 +105,17 @@ def make_level(
         first_token_split=first_token_split(server, records),
         series=series,
         waterfall=sample_calls(records),
-        problems=find_problems(generator, described, wrong_counts),
-        notes=[note] if note else [],
+        problems=[
+            *(find_problems(generator, described, arrivals.concurrency) if is_judged(records) else ()),
+            *check_counts(wrong_counts),
+        ],
+        notes=[note] if note and is_ok.any() else [],
     )
+
+
+def is_judged(records: Records) -> bool:
+    """Whether the generator is: not where the server is gone or answers nothing, as that disturbs the generator too."""
+    return bool((records.status == 0).any()) and not (records.status == UNAVAILABLE).any()
 
 
 def choose_step(length_s: float) -> float:

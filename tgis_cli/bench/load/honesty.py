@@ -21,22 +21,24 @@ NAMES = {"ttft": "first token", "itl": "gap between tokens", "e2e": "answer"}
 
 
 def find_problems(
-    generator: Mapping[str, Any], latencies: Mapping[str, Distribution], wrong_counts: int = 0
+    generator: Mapping[str, Any], latencies: Mapping[str, Distribution], concurrency: int | None = None
 ) -> list[str]:
-    """Sentences: why the figures of a level cannot be trusted.
+    """Sentences: why the generator spoils the figures of a level.
 
     Args:
         generator: see ``Level``.
+        concurrency: of a closed loop: more workers than streams have nothing to do.
     """
+    can_grow = concurrency is None or generator["workers"] < concurrency
+    remedy = "more --workers, or another machine" if can_grow else "another machine"
     return [
-        *check_send_lag(generator["send_lag_p99_s"] or 0.0, latencies, generator.get("num_queued", 0)),
-        *check_loop_lag(generator["loop_lag_p99_s"] or 0.0, latencies),
-        *check_cpu(generator["cpu_share"], generator["workers"]),
-        *check_counts(wrong_counts),
+        *check_send_lag(generator["send_lag_p99_s"] or 0.0, latencies, generator.get("num_queued", 0), remedy),
+        *check_loop_lag(generator["loop_lag_p99_s"] or 0.0, latencies, remedy),
+        *check_cpu(generator["cpu_share"], generator["workers"], remedy),
     ]
 
 
-def check_send_lag(lag_s: float, latencies: Mapping[str, Distribution], num_queued: int) -> Iterator[str]:
+def check_send_lag(lag_s: float, latencies: Mapping[str, Distribution], num_queued: int, remedy: str) -> Iterator[str]:
     name = "ttft" if "ttft" in latencies else "e2e"
     if lag_s <= max(MIN_SEND_LAG_S, MAX_SEND_LAG_SHARE * find_slow(latencies, name)):
         return
@@ -48,24 +50,24 @@ def check_send_lag(lag_s: float, latencies: Mapping[str, Distribution], num_queu
     else:
         yield (
             f"The generator sent one request in a hundred more than {lag_s * 1000:.0f} ms late, which is too much "
-            f"compared with {describe_slow(latencies, name)}: use more --workers, a lower rate, or another machine."
+            f"compared with {describe_slow(latencies, name)}: use {remedy}, or lower the load."
         )
 
 
-def check_loop_lag(lag_s: float, latencies: Mapping[str, Distribution]) -> Iterator[str]:
+def check_loop_lag(lag_s: float, latencies: Mapping[str, Distribution], remedy: str) -> Iterator[str]:
     name = "itl" if "itl" in latencies else "e2e"
     if lag_s > max(MIN_LOOP_LAG_S, MAX_LOOP_LAG_SHARE * find_slow(latencies, name)):
         yield (
             f"The generator read one answer in a hundred more than {lag_s * 1000:.0f} ms late, which is too much "
-            f"compared with {describe_slow(latencies, name)}: use more --workers, or another machine."
+            f"compared with {describe_slow(latencies, name)}: use {remedy}."
         )
 
 
-def check_cpu(share: float, workers: int) -> Iterator[str]:
+def check_cpu(share: float, workers: int, remedy: str) -> Iterator[str]:
     if share > MAX_CPU_SHARE:
         yield (
             f"The busiest of {format_count(workers, 'worker')} of the generator used {share:.0%} of a core, so answers "
-            "may have waited in the generator: use more --workers."
+            f"may have waited in the generator: use {remedy}."
         )
 
 

@@ -13,6 +13,7 @@ MAX_FAILED_SHARE = 0.1  # beyond it the server refuses more than it serves well:
 GOODPUT_SHARE = 0.95  # of the requests of a rate must meet the objectives
 RATE_RESOLUTION = 1.1  # highest rate that held, to the lowest that did not
 MAX_RATES = 14
+MIN_REQUESTS = 10  # of a level, on average: with fewer, the share that holds is chance
 DEFAULT_STREAMS = (1, 8, 32)
 DEFAULT_BUDGET_S = 24.0  # for the levels of a run without options, so that it ends within 30 s
 
@@ -42,6 +43,7 @@ class Outcome:
     objective_share: float | None  # of the requests that met the objectives
     is_saturated: bool
     took_s: float
+    is_short: bool = False  # it has no steady state: its figures are those of a ramp-up
 
 
 class Strategy(Protocol):
@@ -96,7 +98,8 @@ class Sweep:
             return Plan(concurrency=1)
         last = done[-1]
         assert last.plan.concurrency is not None, "a sweep has numbers of streams"
-        if last.failed_share > MAX_FAILED_SHARE or is_without_gain(done) or is_at_limit(last, self.max_concurrency):
+        is_bad = last.is_short or last.failed_share > MAX_FAILED_SHARE
+        if is_bad or is_without_gain(done) or is_at_limit(last, self.max_concurrency):
             return None
         return Plan(concurrency=min(2 * last.plan.concurrency, self.max_concurrency))
 
@@ -117,9 +120,8 @@ def find_knee(done: Sequence[Outcome]) -> Outcome | None:
     probabilistic problems in computer communications", ICC 1979).
     """
     by_streams = sorted(done, key=lambda outcome: outcome.plan.concurrency or 0)
-    usable = [
-        one for one in by_streams if one.throughput > 0 and one.latency_s > 0 and one.failed_share <= MAX_FAILED_SHARE
-    ]
+    served = [one for one in by_streams if one.throughput > 0 and one.latency_s > 0]
+    usable = [one for one in served if one.failed_share <= MAX_FAILED_SHARE and not one.is_short]
     if len(usable) < 3:
         return None
     knee = max(usable, key=lambda outcome: outcome.throughput / outcome.latency_s)
@@ -135,6 +137,7 @@ class GoodputSearch:
     """
 
     share: float = GOODPUT_SHARE
+    level_s: float | None = None  # during which calls are sent; None: as many calls at every rate
 
     def choose(self, done: Sequence[Outcome]) -> Plan | None:
         if not done:
@@ -143,18 +146,26 @@ class GoodputSearch:
         if len(rates) >= MAX_RATES:
             return None
         if not rates:
-            latency_s = done[0].latency_s
-            return Plan(rate=tidy(1 / latency_s)) if latency_s > 0 else None
+            can_serve = self.holds(done[0]) and done[0].latency_s > 0
+            return self._try(max(1 / done[0].latency_s, self.min_rate)) if can_serve else None
         held, failed = self.find_bracket(rates)
         if failed is None:
             assert held is not None, "a rate holds or does not"
-            return Plan(rate=tidy(2 * held))
+            return self._try(2 * held)
         if held is None:
-            return Plan(rate=tidy(failed / 2))
+            return self._try(failed / 2)
         if failed / held <= RATE_RESOLUTION:
             return None
-        middle = tidy(math.sqrt(held * failed))
-        return Plan(rate=middle) if held < middle < failed else None
+        middle = math.sqrt(held * failed)
+        return self._try(middle) if held < tidy(middle) < failed else None
+
+    def _try(self, rate: float) -> Plan | None:
+        return Plan(rate=tidy(rate)) if rate >= self.min_rate else None
+
+    @property
+    def min_rate(self) -> float:
+        """The lowest rate at which a level has enough calls to judge."""
+        return MIN_REQUESTS / self.level_s if self.level_s else 0.0
 
     def find_bracket(self, done: Sequence[Outcome]) -> tuple[float | None, float | None]:
         """The highest rate that held below the lowest that did not, and that one."""

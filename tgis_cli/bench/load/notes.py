@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tgis_cli.bench.load.detail import Level
-from tgis_cli.bench.load.levels import DEFAULT_STREAMS, DefaultLevels, GoodputSearch, Outcome
+from tgis_cli.bench.load.levels import DEFAULT_STREAMS, DefaultLevels, GoodputSearch, Outcome, Sweep
 from tgis_cli.bench.load.prompt_file import PromptFile
 from tgis_server.words.sizes import format_count
 
 if TYPE_CHECKING:
     from tgis_cli.bench.load.run import LoadRun
 
+MEDIAN_SAMPLES = 6  # without which no percentile has an interval
 MAX_HIT_SHARE = 0.05  # of prompts that all begin differently; short ones may share a block by chance
 
 
@@ -33,16 +35,20 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
         yield run.target.note
     yield from run.notes
     for level in run.levels:
-        yield from (say_of(level, note) for note in level.notes)
+        yield from (say_of(level, note) for note in [*level.notes, *list_missing_percentiles(run, level)])
         if level.is_saturated:
             yield say_of(level, "the server did not keep up, so latencies grow with the length of the level.")
     if knee is not None:
         yield f"The knee is at {knee.plan.title}: with more, latency grows faster than throughput."
     if isinstance(run.feed, PromptFile) and run.num_sent > run.feed.num_distinct:
         yield (
-            f"The file's {format_count(run.feed.num_distinct, 'prompt')} were sent more than once, so a prefix cache "
-            "may have known them."
+            f"The file has {format_count(run.feed.num_distinct, 'prompt')}, which the load sent more than once, so a "
+            "prefix cache may have helped."
         )
+    if isinstance(run.options.strategy, Sweep) and run.levels and not run.is_cut:
+        last = run.levels[-1]
+        if last.is_short and last.completed:
+            yield f"The sweep ended with {last.title}, as the level is too short to compare: give a longer --duration."
     hits = max(((level.server or {}).get("prefix_hit_share") or 0.0 for level in run.levels), default=0.0)
     if hits > MAX_HIT_SHARE and not run.options.shared_prefix and not run.options.prompts:
         yield (
@@ -52,6 +58,24 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
     if isinstance(run.options.strategy, DefaultLevels) and not run.is_cut and run.outcomes:
         yield from list_left_out(run)
     yield from list_goodput_notes(run)
+
+
+def list_missing_percentiles(run: LoadRun, level: Level) -> Iterator[str]:
+    """A sentence, if there were too few answers for any percentile."""
+    latency = level.latencies.get("e2e")
+    is_replayed = level.concurrency is None and level.rate is None  # a trace lasts as long as it lasts
+    if run.is_cut or is_replayed or latency is None or any(each.percentiles for each in level.latencies.values()):
+        return
+    # The samples of a median, and half as many again for ramp-up and tail.
+    factor = 1.5 * MEDIAN_SAMPLES / latency.count
+    if "requests" in run.options.given:
+        remedy = f"--requests {math.ceil(factor * level.sent)}"
+    else:
+        remedy = f"--duration {math.ceil(factor * level.whole.end_s)}"
+    yield (
+        f"{format_count(latency.count, 'answer')} {'is' if latency.count == 1 else 'are'} too few for percentiles, "
+        f"which take at least {MEDIAN_SAMPLES}: {remedy} would give them."
+    )
 
 
 def list_left_out(run: LoadRun) -> Iterator[str]:
@@ -85,7 +109,15 @@ def list_goodput_notes(run: LoadRun) -> Iterator[str]:
         return
     limits = ", ".join(goodput["objectives"])
     share = f"{goodput['share']:.0%} of the requests"
-    if goodput["rate"] is None:
+    min_rate = run.options.strategy.min_rate if isinstance(run.options.strategy, GoodputSearch) else 0.0
+    if not goodput["rates"] and not run.is_cut:
+        yield f"With a single stream, less than {share} meet {limits}, so no rate was tried."
+    elif goodput["rate"] is None and (goodput["lowest_rate_that_failed"] or math.inf) < 2 * min_rate:
+        yield (
+            f"Down to {goodput['lowest_rate_that_failed']:g} requests/s, less than {share} meet {limits}; at lower "
+            "rates a level has too few requests to judge: give a longer --duration."
+        )
+    elif goodput["rate"] is None:
         yield f"No rate was found at which {share} meet {limits}."
     elif goodput["lowest_rate_that_failed"] is None:
         yield f"At every rate that was tried, up to {goodput['rate']:g} requests/s, {share} meet {limits}."

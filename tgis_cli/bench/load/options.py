@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
+import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from tgis_cli.bench.lists import read_list
+from tgis_cli.bench.load.amount import check_amount
 from tgis_cli.bench.load.arrivals import Pacing, Process
 from tgis_cli.bench.load.levels import DEFAULT_STREAMS, DefaultLevels, FixedLevels, GoodputSearch, Plan, Strategy, Sweep
 from tgis_cli.bench.load.objectives import Objective, parse_objectives
@@ -20,13 +23,16 @@ from tgis_cli.bench.load.shapes import Lengths
 from tgis_cli.clients.parameter_table import as_flag
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.terminal.callbacks import make_callback
+from tgis_cli.terminal.suggestions import explain_no_choice
 from tgis_server.errors import UsageError
 
 SHAPE, ARRIVAL = "Shape", "Arrival"
 DEFAULT_INPUTS, DEFAULT_OUTPUTS = "128", "64"
 DEFAULT_LEVEL_S = 5.0  # of the levels without options
 LEVEL_S = 10.0  # of others, unless a duration or a number of requests is given
-MAX_WARMUP = 8
+ROUND_STREAMS, ROUND_S = 8, 5.0  # of a round of `tgis bench ab`, unless the options say otherwise
+MAX_WARMUP = 8  # by default
+MOST_WARMUP = 1000
 MAX_STREAMS, MAX_RATE = 4096, 100_000
 STREAMS, RATES = "whole numbers of streams above 0, such as 1,8,32", "requests per second above 0, such as 0.5,2,8"
 SALT_BITS = 20
@@ -107,10 +113,11 @@ OPTIONS: dict[str, Any] = dict(
         ),
         option(
             "arrival",
-            Process | None,
+            str | None,
             ARRIVAL,
-            "poisson|constant",
+            "|".join(Process),
             "Intervals between the requests of an open loop. [default: poisson]",
+            autocompletion=lambda: list(Process),
         ),
         option(
             "burstiness",
@@ -122,7 +129,7 @@ OPTIONS: dict[str, Any] = dict(
         option("speed", float | None, ARRIVAL, "X", "Replay a trace X times as fast."),
         option(
             "duration",
-            float | None,
+            str | None,
             ARRIVAL,
             "SECONDS",
             f"How long each level sends requests. [default: {LEVEL_S:g}; without any options {DEFAULT_LEVEL_S:g}]",
@@ -136,6 +143,7 @@ OPTIONS: dict[str, Any] = dict(
             "Requests before the first level, which do not count. [default: one per stream, at most "
             f"{MAX_WARMUP}; none for a trace]",
             min=0,
+            max=MOST_WARMUP,
         ),
         option(
             "workers",
@@ -154,7 +162,7 @@ OPTIONS: dict[str, Any] = dict(
 class LoadOptions:
     """What a load is to be. Its values agree with each other."""
 
-    given: Mapping[str, Any]  # by name, as typed
+    given: Mapping[str, Any]  # by name
     parameters: Parameters
     inputs: Lengths
     outputs: Lengths
@@ -184,6 +192,7 @@ class LoadOptions:
         given = {name: value for name, value in values.items() if value is not None and value is not False}
         if "stream" in values and values["stream"] is False:
             given["stream"] = False
+        given |= read_values(given)
         check_together(given)
         inputs, outputs = (
             Lengths.parse(given.get(name, default), as_flag(name))
@@ -193,13 +202,16 @@ class LoadOptions:
         objectives = parse_objectives(given["goodput"], "--goodput") if "goodput" in given else ()
         if not is_streamed and any(one.metric != "e2e" for one in objectives):
             raise UsageError("Unary calls have no first token and no gaps: with them, --goodput can limit only e2e.")
+        strategy, pacing = choose_strategy(given), make_pacing(given)
+        plans = strategy.plans if isinstance(strategy, FixedLevels) else ()
+        check_amount([plan.rate for plan in plans if plan.rate is not None], pacing)
         return cls(
-            given={name: str(value) if isinstance(value, Process) else value for name, value in given.items()},
+            given=given,
             parameters=with_forced_length(parameters, given, outputs),
             inputs=inputs,
             outputs=outputs,
-            strategy=choose_strategy(given),
-            pacing=make_pacing(given),
+            strategy=strategy,
+            pacing=pacing,
             prompts=given.get("prompts"),
             shared_prefix=given.get("shared_prefix", 0),
             num_inputs=given.get("inputs_per_call", 1),
@@ -230,28 +242,65 @@ class LoadOptions:
         }
 
 
-def with_load_options(body: Callable[..., None]) -> Callable[..., None]:
+def with_load_options(
+    body: Callable[..., None], *, left_out: Collection[str] = (), defaults: Mapping[str, str] | None = None
+) -> Callable[..., None]:
     """Make a Typer callback that takes these options, for a body with an argument ``options``.
 
     It also takes the ``parameters`` that ``with_parameters`` passes.
+
+    Args:
+        left_out: names of options that the command does not have.
+        defaults: what the help says of options whose defaults differ from those of `tgis bench load`.
     """
+    offered = {name: annotation for name, annotation in OPTIONS.items() if name not in left_out}
+    offered |= {name: with_default(offered[name], text) for name, text in (defaults or {}).items()}
     signature = inspect.signature(body, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
     flags = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=False if name == "sweep" else None, annotation=annotation
         )
-        for name, annotation in OPTIONS.items()
+        for name, annotation in offered.items()
     ]
 
     def command(*first: Any, parameters: Parameters, **values: Any) -> None:
-        raw = {name: values.pop(name) for name in OPTIONS}
+        raw = {name: values.pop(name) for name in offered}
         body(*first, options=LoadOptions.from_flags(raw, parameters), **values)
 
     return make_callback(command, body, [*own[:1], *flags, *own[1:]])  # the help has them in this order
 
 
+def with_default(annotation: Any, default: str) -> Any:
+    """An option whose help has another default."""
+    kind, declared = get_args(annotation)
+    declared = copy.copy(declared)
+    declared.help = f"{declared.help.partition(' [default:')[0]} [default: {default}]"
+    return Annotated[kind, declared]
+
+
 ARRIVALS = ("concurrency", "rate", "sweep", "goodput")
+
+
+def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What has a form of its own: a duration such as ``5`` or ``5s``, and a choice.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    values: dict[str, Any] = {}
+    if "duration" in given:
+        found = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)s?", str(given["duration"]).lower())
+        try:
+            seconds = float(found[1]) if found else 0.0
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < math.inf:
+            raise UsageError(f"--duration is {given['duration']}, but must be a number of seconds above 0, such as 10.")
+        values["duration"] = seconds
+    if "arrival" in given and given["arrival"] not in list(Process):
+        raise UsageError(explain_no_choice("--arrival", given["arrival"], Process))
+    return values
 
 
 def check_together(given: Mapping[str, Any]) -> None:
@@ -306,7 +355,7 @@ def choose_strategy(given: Mapping[str, Any]) -> Strategy:
     if "sweep" in given:
         return Sweep()
     if "goodput" in given:
-        return GoodputSearch()
+        return GoodputSearch(level_s=make_pacing(given).max_s)
     if "duration" in given or "requests" in given:
         return FixedLevels(tuple(Plan(concurrency=number) for number in DEFAULT_STREAMS))
     return DefaultLevels(DEFAULT_LEVEL_S)
@@ -319,17 +368,17 @@ def read_positive(given: Mapping[str, Any], name: str) -> float | None:
     """
     value: float | None = given.get(name)
     if value is not None and not 0 < value < math.inf:
-        raise UsageError(f"{as_flag(name)} is {value:g}, but must be above 0.")
+        raise UsageError(f"{as_flag(name)} is {value:g}, but must be a finite number above 0.")
     return value
 
 
 def make_pacing(given: Mapping[str, Any]) -> Pacing:
-    max_s = read_positive(given, "duration")
+    max_s: float | None = given.get("duration")
     is_default = not any(name in given for name in (*ARRIVALS, "prompts"))
     if max_s is None and "requests" not in given:
         max_s = DEFAULT_LEVEL_S if is_default else LEVEL_S
     return Pacing(
-        given.get("arrival", Process.POISSON),
+        Process(given.get("arrival", Process.POISSON)),
         read_positive(given, "burstiness") or 1.0,
         given.get("requests"),
         max_s,

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from tgis_cli.bench.load.amount import MAX_LEVEL_S
 from tgis_cli.bench.load.calls import Call
 from tgis_cli.bench.load.feed import CallShape
 from tgis_cli.clients.parameters import Parameters
@@ -22,6 +23,7 @@ from tgis_cli.clients.prompt_file import check_lines, open_twice_readable, read_
 from tgis_cli.clients.prompts import STDIN, decode, read_lines
 from tgis_server.errors import UsageError
 
+MAX_OUTPUT = (1 << 32) - 1  # of its field in a request
 TEXT, OUTPUT, START = "text", "output_tokens", "start_s"
 DIGEST_DIGITS = 16
 EXAMPLE = '{"text": "Once upon a time", "output_tokens": 20, "start_s": 0.5}'
@@ -68,8 +70,11 @@ class PromptFile:
 
 
 @contextlib.contextmanager
-def open_prompt_file(path: str, shape: CallShape) -> Iterator[PromptFile]:
+def open_prompt_file(path: str, shape: CallShape, speed: float = 1.0) -> Iterator[PromptFile]:
     """Check all lines. A pipe is copied to a temporary file, which the end of the block removes.
+
+    Args:
+        speed: a trace is replayed so many times as fast.
 
     Raises:
         UsageError: the file cannot be read, is empty, or has wrong lines, which are named.
@@ -82,11 +87,11 @@ def open_prompt_file(path: str, shape: CallShape) -> Iterator[PromptFile]:
             raise UsageError(f"--prompts {path} cannot be read: {error.strerror}.") from None
         file = PromptFile(shape, f"/proc/{os.getpid()}/fd/{stream.fileno()}", array("Q"), array("d"))
         stack.callback(file.close)
-        index_lines(stream, name, file)
+        index_lines(stream, name, file, speed)
         yield file
 
 
-def index_lines(stream: BinaryIO, name: str, file: PromptFile) -> None:
+def index_lines(stream: BinaryIO, name: str, file: PromptFile, speed: float) -> None:
     """Note where each line begins, and the digest of all.
 
     Raises:
@@ -100,6 +105,9 @@ def index_lines(stream: BinaryIO, name: str, file: PromptFile) -> None:
         if start_s is not None:
             if file.starts and start_s < file.starts[-1]:
                 raise UsageError(f'its "{START}" is before that of an earlier line: sort the lines by "{START}".')
+            if start_s > MAX_LEVEL_S * speed:
+                at_speed = f" at --speed {speed:g}" if speed != 1 else ""
+                raise UsageError(f'its "{START}" is more than a day after the start{at_speed}.')
             file.starts.append(start_s)
 
     def lines() -> Iterator[tuple[int, bytes]]:
@@ -131,8 +139,8 @@ def parse_line(data: bytes, common: Parameters) -> tuple[str, Parameters, float 
     prompt = to_prompt(values, 0, common)
     parameters = prompt.parameters
     if output is not None:
-        if isinstance(output, bool) or not isinstance(output, int) or output < 1:
-            raise UsageError(f'its "{OUTPUT}" is not a positive integer.')
+        if isinstance(output, bool) or not isinstance(output, int) or not 1 <= output <= MAX_OUTPUT:
+            raise UsageError(f'its "{OUTPUT}" is not an integer from 1 to {MAX_OUTPUT}.')
         parameters = dataclasses.replace(parameters, max_new_tokens=output, min_new_tokens=output)
     if start_s is not None and not is_offset(start_s):
         raise UsageError(f'its "{START}" is not a number of seconds, 0 or more.')
@@ -140,4 +148,4 @@ def parse_line(data: bytes, common: Parameters) -> tuple[str, Parameters, float 
 
 
 def is_offset(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value < math.inf

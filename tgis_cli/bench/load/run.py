@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard
 
 from tgis_cli.bench.fingerprint import make_fingerprint
+from tgis_cli.bench.load.arrivals import MAX_CALLS
 from tgis_cli.bench.load.calls import Arrivals, Feed
 from tgis_cli.bench.load.detail import Level, LoadDetail
 from tgis_cli.bench.load.feed import CallShape, SyntheticFeed
@@ -93,7 +94,8 @@ class LoadRun:
         self.live.say(f"Warming up with {format_count(num_calls, 'request')}")
         # The last lines of a trace: its first calls would otherwise find their prompts in a prefix cache.
         first_index = -num_calls if is_trace(self.feed) else 0
-        arrivals = Arrivals(concurrency=num_calls, max_calls=num_calls, first_index=first_index)
+        at_once = min(num_calls, plan.concurrency or RATE_WARMUP)
+        arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, first_index=first_index)
         self._send(arrivals, lambda _: None)
 
     def run_level(self, plan: Plan) -> None:
@@ -171,6 +173,7 @@ def to_outcome(plan: Plan, level: Level, took_s: float) -> Outcome:
         objective_share=level.objective_share,
         is_saturated=level.is_saturated,
         took_s=took_s,
+        is_short=level.is_short,
     )
 
 
@@ -185,7 +188,7 @@ def open_feed(options: LoadOptions, target: Target) -> Iterator[SyntheticFeed | 
     """
     shape = CallShape(options.parameters, options.is_streamed, options.num_inputs, options.seed)
     if options.prompts is not None:
-        with open_prompt_file(options.prompts, shape) as file:
+        with open_prompt_file(options.prompts, shape, options.speed or 1.0) as file:
             check_trace(options, file)
             yield file
         return
@@ -205,6 +208,10 @@ def check_trace(options: LoadOptions, file: PromptFile) -> None:
         raise UsageError(
             f"--{decided[0]} and --prompts {options.prompts} both decide when requests are sent: leave out one of "
             'them, or "start_s" in the file.'
+        )
+    if len(file.starts) > MAX_CALLS and not options.pacing.max_calls:
+        raise UsageError(
+            f"{options.prompts} has {len(file.starts):,} lines, but a trace may have at most {MAX_CALLS:,}."
         )
     if options.speed is not None and not file.is_trace:
         raise UsageError(f'--speed is for a trace, but the lines of {options.prompts} have no "start_s".')

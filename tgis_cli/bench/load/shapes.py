@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from tgis_server.errors import UsageError
 
 FORMS = "128, 64:256 (uniform) or normal:128,32 (mean, deviation)"
-NUMBER = r"(\d{1,9})"
-REAL = r"(\d{1,9}(?:\.\d+)?)"
+NUMBER = r"([0-9]{1,9})"
+REAL = r"([0-9]{1,9}(?:\.[0-9]+)?)"
 MAX_DEVIATIONS = 3  # a normal length is cut here, so that the longest one is known before the run
 
 

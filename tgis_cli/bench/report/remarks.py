@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.report.grids import find_detail
 from tgis_cli.bench.result import Result
+from tgis_server.errors import Overloaded
 from tgis_server.words.sizes import format_count
 
 
@@ -31,5 +32,8 @@ def make_remarks(result: Result) -> list[Remark]:
 def describe_failures(level: Level) -> Iterator[Remark]:
     for status, number in level.failures.items():
         text = level.failure_texts.get(status, "")
+        text = "" if text == status else text
+        if text == str(Overloaded()):
+            text += ": lower the load, or raise the server's --max-concurrent-requests."
         sentence = f"{format_count(number, 'request')} of {level.title}: {status}"
         yield Remark("failed", f"{sentence}. {text}" if text else f"{sentence}.")
