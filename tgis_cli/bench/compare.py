@@ -73,7 +73,8 @@ def compare_results(old: Result, new: Result, *, max_regress: float = MAX_REGRES
     check_comparable(old, new, any_shape=any_shape)
     pairs = list(pair_figures(old, new))
     if not pairs:
-        raise UsageError("The results have no figure in common: their groups are different.")
+        titles = (", ".join(title for title, _ in result.groups()) for result in (old, new))
+        raise UsageError("The results have no figure in common: the old one has {}, the new one {}.".format(*titles))
     num_judged = sum(bool(before.estimate.interval and after.estimate.interval) for before, after in pairs)
     widening = NormalDist().inv_cdf(1 - TAIL / max(1, num_judged)) / Z
     rows = [make_row(before, after, widening, max_regress) for before, after in pairs]

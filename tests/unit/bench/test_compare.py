@@ -200,7 +200,7 @@ def test_results_of_other_kinds_are_refused():
 
 
 def test_results_without_a_common_figure_are_refused():
-    with pytest.raises(UsageError, match="no figure in common"):
+    with pytest.raises(UsageError, match=r"no figure in common: the old one has 8 streams, the new one 1 stream\."):
         compare_results(result_of(speed(1)), result_of(speed(1, group="1 stream")))
 
 

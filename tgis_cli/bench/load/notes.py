@@ -61,20 +61,20 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
 
 
 def list_missing_percentiles(run: LoadRun, level: Level) -> Iterator[str]:
-    """A sentence, if there were too few answers for any percentile."""
+    """A sentence, if there were too few answers for the percentiles of whole requests."""
     latency = level.latencies.get("e2e")
     is_replayed = level.concurrency is None and level.rate is None  # a trace lasts as long as it lasts
-    if run.is_cut or is_replayed or latency is None or any(each.percentiles for each in level.latencies.values()):
+    if run.is_cut or is_replayed or latency is None or not latency.count or latency.percentiles:
         return
-    # The samples of a median, and half as many again for ramp-up and tail.
-    factor = 1.5 * MEDIAN_SAMPLES / latency.count
+    # The samples of a median, and half as many again for ramp-up and tail. Samples that are alike count less.
+    factor = max(2.0, 1.5 * MEDIAN_SAMPLES / latency.count)
     if "requests" in run.options.given:
         remedy = f"--requests {math.ceil(factor * level.sent)}"
     else:
         remedy = f"--duration {math.ceil(factor * level.whole.end_s)}"
     yield (
-        f"{format_count(latency.count, 'answer')} {'is' if latency.count == 1 else 'are'} too few for percentiles, "
-        f"which take at least {MEDIAN_SAMPLES}: {remedy} would give them."
+        f"{format_count(latency.count, 'answer')} {'is' if latency.count == 1 else 'are'} too few for percentiles "
+        f"(-), which take at least {MEDIAN_SAMPLES} that are not alike: {remedy} would give them."
     )
 
 
