@@ -103,7 +103,7 @@ def test_the_salt_changes_the_first_words_only():
     plain, salted = (read_text(make_feed(tokens="30", salt=salt), 7).split() for salt in (0, 12345))
 
     assert plain[:8] != salted[:8]
-    assert set(plain) & set(salted)
+    assert " ".join(salted[8:]) in " ".join(plain)
 
 
 def test_a_shared_prefix_is_the_same_in_all_prompts_and_part_of_their_length():

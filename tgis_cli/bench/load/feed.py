@@ -12,8 +12,8 @@ from tgis_cli.bench.load.shapes import Lengths
 from tgis_cli.clients.parameters import Parameters
 from tgis_server.wire import generation_pb2 as pb
 
-SALT_SHIFT = 40  # indexes are below this power of two
-MIX = 0x9E3779B97F4A7C15  # an odd number, so that each pair of seed and index has a generator of its own
+SALT_SHIFT = 40  # numbers of prompts are below this power of two, unless batches are huge
+MIX = 0x9E3779B97F4A7C15  # so large that no index reaches the numbers of another seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,6 @@ class SyntheticFeed:
     outputs: Lengths
     shared_prefix: int = 0  # of the input tokens
     salt: int = 0
-    num_distinct: int | None = None  # no limit
 
     def make_call(self, index: int) -> Call:
         rng = make_rng(self.shape.seed, index)
@@ -73,11 +72,12 @@ class SyntheticFeed:
         if self.shared_prefix:
             prefix_rng = make_rng(self.shape.seed, -1)
             words = self.vocabulary.make_words(prefix_rng, self.shared_prefix, self.salt)
-        name = number | self.salt << SALT_SHIFT
+        name = number + (self.salt << SALT_SHIFT)
         words += self.vocabulary.make_words(rng, num_words - len(words), name)
         return self.vocabulary.joint.join(words)
 
 
 def make_rng(seed: int, index: int) -> random.Random:
     """Random numbers of one call, the same in every process and run."""
-    return random.Random((seed * MIX) ^ index)  # noqa: S311  reproducible
+    # Random ignores the sign of its seed, but the shared prefix has a negative index.
+    return random.Random(((seed * MIX) ^ index) % (1 << 128))  # noqa: S311  reproducible
