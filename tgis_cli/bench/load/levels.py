@@ -99,7 +99,7 @@ class Sweep:
         last = done[-1]
         assert last.plan.concurrency is not None, "a sweep has numbers of streams"
         is_bad = last.is_short or last.failed_share > MAX_FAILED_SHARE
-        if is_bad or is_without_gain(done) or is_at_limit(last, self.max_concurrency):
+        if is_bad or is_without_gain(done) or last.plan.concurrency >= self.max_concurrency:
             return None
         return Plan(concurrency=min(2 * last.plan.concurrency, self.max_concurrency))
 
@@ -107,10 +107,6 @@ class Sweep:
 def is_without_gain(done: Sequence[Outcome]) -> bool:
     best = max((outcome.throughput for outcome in done[:-1]), default=0.0)
     return done[-1].throughput < SATURATION_GAIN * best
-
-
-def is_at_limit(last: Outcome, max_concurrency: int) -> bool:
-    return last.plan.concurrency is not None and last.plan.concurrency >= max_concurrency
 
 
 def find_knee(done: Sequence[Outcome]) -> Outcome | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.load.levels import DEFAULT_STREAMS, DefaultLevels, GoodputSearch, Outcome, Sweep
 from tgis_cli.bench.load.prompt_file import PromptFile
+from tgis_cli.bench.statistics.quantiles import can_bound
 from tgis_server.words.sizes import format_count
 
 if TYPE_CHECKING:
     from tgis_cli.bench.load.run import LoadRun
 
-MEDIAN_SAMPLES = 6  # without which no percentile has an interval
+MEDIAN_SAMPLES = next(num for num in itertools.count(1) if can_bound(num, 0.5))  # fewer give no percentile
 MAX_HIT_SHARE = 0.05  # of prompts that all begin differently; short ones may share a block by chance
 
 

@@ -20,7 +20,7 @@ from tgis_cli.bench.load.figures import make_level, name_status, to_figures
 from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Outcome, Plan, find_knee
 from tgis_cli.bench.load.live import Live, Progress
 from tgis_cli.bench.load.notes import describe_goodput, list_notes, list_problems
-from tgis_cli.bench.load.options import MAX_WARMUP, LoadOptions
+from tgis_cli.bench.load.options import ARRIVALS, MAX_WARMUP, LoadOptions
 from tgis_cli.bench.load.prompt_file import PromptFile, open_prompt_file
 from tgis_cli.bench.load.prompts import Vocabulary
 from tgis_cli.bench.load.records import GeneratorHealth, Records
@@ -203,7 +203,7 @@ def check_trace(options: LoadOptions, file: PromptFile) -> None:
     Raises:
         UsageError: the file is a trace and the options decide when calls are sent, or the reverse.
     """
-    decided = [name for name in ("concurrency", "rate", "sweep", "goodput") if name in options.given]
+    decided = [name for name in ARRIVALS if name in options.given]
     if file.is_trace and decided:
         raise UsageError(
             f"--{decided[0]} and --prompts {options.prompts} both decide when requests are sent: leave out one of "

@@ -26,8 +26,8 @@ Blocks = dict[bool, bytes]  # header blocks, by whether the call is streamed
 class Stock:
     """Calls that are ready to be sent, so that their making delays none."""
 
-    def __init__(self, feed: Feed, share: Share, make: Callable[[int], RecordedCall]) -> None:
-        self._feed, self._make = feed, make
+    def __init__(self, share: Share, make: Callable[[int], RecordedCall]) -> None:
+        self._make = make
         self._indexes = share.make_indexes()
         self._ready: deque[RecordedCall] = deque()
         self._num_wanted = max(share.num_slots, 1)
@@ -87,7 +87,7 @@ class Sender:
             kind = streamed if call.is_streamed else UnaryCall
             return kind(blocks[call.is_streamed], call, index, self.recorder)
 
-        self._stock = Stock(feed, share, make)
+        self._stock = Stock(share, make)
         self._due: Iterator[float] = iter(share.due_s if share.due_s is not None else ())
         self._next_due = 0.0
         self._start = 0.0
