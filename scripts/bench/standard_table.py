@@ -3,8 +3,9 @@
 ``make bench [PEERS=FILE]``, or ``python scripts/bench/standard_table.py [--models 135m 1.1b] [--peers FILE] [--json
 FILE]``. The figures are those of ``tgis bench``; ``peers.py`` says what a peers file is. The models have random weights
 and are made on first use. Prompts have 128 tokens; answers have 64, and 128 with one stream. Rates of several streams
-are over the whole load with its prefills. "engine" is what the engine would need for the same tokens if nothing else
-took time: each prompt computed alone, then decode steps of all rows.
+are over the whole load with its prefills. "engine" is each prompt computed alone, one after the other, then decode
+steps of all rows. A server that mixes prefills and decode steps can be faster than that, so rates of several streams have no
+ratio.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MODELS_DIR = HERE.parent.parent / ".cache" / "bench"
 MODELS = {"135m": "llama-135m", "1.1b": "llama-1.1b"}
 TGIS = Path(sys.executable).parent / "tgis"
 PROMPT, NEW, LONG_PROMPT = 128, 64, 512
-CONTEXT = PROMPT + NEW // 2  # the mean over an answer
+CONTEXT = PROMPT + NEW // 2  # where a round of steps starts
 MEMORY_S = 0.5
 ATTACHED = "tgis_cli.attached"  # the module that is the launcher of a server of one command
 
@@ -93,7 +94,7 @@ def measure_served(model: Path, rounds: int) -> dict[str, float]:
     """The server's figures by row of the table."""
     watch = PeakWatch()
     with watch.watching():
-        single = load(model, streams=1, requests=rounds, new=2 * NEW)
+        single = load(model, streams=1, requests=max(10, 3 * rounds), new=2 * NEW)
         found = {DECODE: 1 / single["latencies"]["tpot"]["mean"]}
         for streams, row in BY_STREAMS.items():
             level = load(model, streams=streams, requests=rounds * max(16, streams))
@@ -122,7 +123,7 @@ def measure_engine(model: Path, rounds: int) -> dict[str, float]:
 def make_table(
     served: dict[str, float], engine: dict[str, float], peers: dict[str, dict[str, float]]
 ) -> list[list[str]]:
-    table = [["", "ours", "engine", "ratio", *peers]]
+    table = [["", "served", "engine", "ratio", *peers]]
     for row in ROWS:
         columns = [served.get(row), engine.get(row), find_ratio(row, served, engine)]
         columns += [figures.get(row) for figures in peers.values()]
@@ -131,8 +132,11 @@ def make_table(
 
 
 def find_ratio(row: str, served: dict[str, float], engine: dict[str, float]) -> float | None:
-    """The share of the engine's speed that the server reaches; the first token's row has times instead of rates."""
-    if row not in engine:
+    """The share of the engine's speed that the server reaches, for rows in which both do the same work.
+
+    The first token's row has times instead of rates.
+    """
+    if row not in (DECODE, FIRST) or row not in engine:
         return None
     return engine[row] / served[row] if row == FIRST else served[row] / engine[row]
 
