@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tgis_cli.clients.answer import format_latency, format_rate
@@ -55,7 +55,7 @@ class Glance:
     rows_per_step: float | None = None
     prefix_hit_share: float | None = None
     preemptions: int | None = None
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] | None = None
     processes: Sequence[Process] = ()
     history: Sequence[Point] = ()  # one for each look; oldest first
 

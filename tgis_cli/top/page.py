@@ -96,8 +96,8 @@ def make_latency(label: str, row: Latency) -> str:
 
 def make_facts(glance: Glance, columns: int) -> list[str]:
     """What seldom matters, in as few lines as it takes."""
-    failures = sum(glance.failures.values())
-    causes = f" ({', '.join(f'{number} {err}' for err, number in glance.failures.items())})" if failures else ""
+    failures = None if glance.failures is None else sum(glance.failures.values())
+    causes = f" ({', '.join(f'{number} {err}' for err, number in (glance.failures or {}).items())})" if failures else ""
     facts = [
         f"rows per step {or_dash(glance.rows_per_step, format_rate)}",
         f"step {or_dash(glance.step_s, format_latency)}",
@@ -105,7 +105,7 @@ def make_facts(glance: Glance, columns: int) -> list[str]:
         f"preemptions {or_dash(glance.preemptions, str)}",
         f"KV blocks {or_dash(glance.kv_blocks_total, '{:,}'.format)}",
         f"requests in flight {or_dash(glance.calls_in_flight, str)}",
-        f"failures {failures}{causes}",
+        f"failures {or_dash(failures, str)}{causes}",
     ]
     lines = [""]
     for fact in facts:
