@@ -22,7 +22,7 @@ from tgis_cli.bench.ab import (
 )
 from tgis_cli.bench.fingerprint import make_fingerprint
 from tgis_cli.bench.load.detail import Level
-from tgis_cli.bench.load.figures import LATENCIES, to_figures
+from tgis_cli.bench.load.figures import INTENDED, LATENCIES, to_figures
 from tgis_cli.bench.load.levels import FixedLevels, Plan
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import ARRIVALS, ROUND_S, ROUND_STREAMS, LoadOptions
@@ -40,7 +40,7 @@ from tgis_server.words.sizes import format_count
 MAX_DOUBTFUL_SHARE = 0.2
 METRICS = (
     *(METRIC, "total_tokens_per_s", "requests_per_s"),
-    *(f"{latency}_p{percent}" for latency in LATENCIES for percent in PERCENTILES),
+    *(f"{latency}_p{percent}" for latency in (*LATENCIES, *INTENDED) for percent in PERCENTILES),
 )
 
 
@@ -129,7 +129,7 @@ class AbRun:
     plan: Plan  # of each round
     current: LoadRun | None = None
     is_cut: bool = False
-    figures: dict[str, Figure] = field(default_factory=dict)  # of the metric, by side, in the last round
+    figure: Figure | None = None  # of the metric, in the last round
     num_rounds: int = 0
     failure: str = ""  # why it was cut, if not by us
     problems: list[str] = field(default_factory=list)  # the first of each round that has some
@@ -186,7 +186,7 @@ class AbRun:
                 f"A round of {format_count(level.completed, 'call')} has no {self.metric}: make rounds longer with "
                 "--duration, or choose another --metric."
             )
-        self.figures[opened.side.letter] = figure
+        self.figure = figure
         return figure.estimate.value
 
 
@@ -275,7 +275,7 @@ def choose_round(options: LoadOptions) -> tuple[Plan, LoadOptions]:
 
 
 def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) -> Result:
-    figure = run.figures.get("A") or Figure("", run.metric, "", "", comparison.ratio)
+    figure = run.figure or Figure("", run.metric, "", "", comparison.ratio)
     titles = [side.title for side in sides]
     doubts = describe_doubts(run)
     is_doubtful = len(run.problems) > MAX_DOUBTFUL_SHARE * run.num_rounds

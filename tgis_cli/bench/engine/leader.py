@@ -1,7 +1,8 @@
 """The leader of a benchmark's shards: ``python -m tgis_cli.bench.engine.leader`` with the options of a child.
 
 It lives like shard 0 of a server (``tgis_server.child``), and its followers are those of a server. What it measures it
-writes as lines of JSON to the pipe ``--report``, of which each has an ``event``: "phase", "facts", "begun" or "times".
+writes as lines of JSON to the pipe ``--report``, of which each has an ``event``: "phase", "facts", "left_out", "begun"
+or "times".
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tgis_cli.bench.load.detail import Distribution, Level, LoadDetail, read_detail
@@ -97,13 +97,13 @@ def get_value(estimate: Estimate | None) -> float | None:
     return None if estimate is None else estimate.value
 
 
-def make_percentile_grid(level: Level, percents: Iterable[str] = PERCENTILES) -> Grid:
+def make_percentile_grid(level: Level) -> Grid:
     """A row for each latency of a level, and the intervals of the percentiles below them."""
     found = {name: level.latencies[name] for name in LATENCIES if name in level.latencies}
     units = {name: choose_unit("s", list_values(each)) for name, each in found.items()}
     rows = [f"{LATENCIES[name]}, {units[name].name}" for name in found]
     columns = []
-    for percent in percents:
+    for percent in PERCENTILES:
         values = {name: each.percentiles.get(percent) for name, each in found.items()}
         if any(values.values()):
             cells = [units[name].format(get_value(value)) for name, value in values.items()]
