@@ -4,8 +4,8 @@
 FILE]``. The figures are those of ``tgis bench``; ``peers.py`` says what a peers file is. The models have random weights
 and are made on first use. Prompts have 128 tokens; answers have 64, and 128 with one stream. Rates of several streams
 are over the whole load with its prefills. "engine" is each prompt computed alone, one after the other, then decode
-steps of all rows. A server that mixes prefills and decode steps can be faster than that, so rates of several streams have
-no ratio.
+steps of all rows. A server that mixes prefills and decode steps can be faster than that, so rates of several streams
+have no ratio.
 """
 
 from __future__ import annotations
