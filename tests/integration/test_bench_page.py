@@ -183,6 +183,7 @@ def test_arrow_keys_show_the_values_of_a_chart(browser):
     browser.open(make_result(8))
 
     browser.evaluate("document.querySelector('#run svg').focus()")
+    browser.run(browser.page.settle())  # focus scrolls the chart into view, and scrolling hides the values
     browser.evaluate(
         "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true }))"
     )
