@@ -23,7 +23,7 @@ from tgis_cli.doctor.storage import (
     check_user,
 )
 from tgis_cli.doctor.verdict import Host
-from tgis_cli.runs.run_dir import locked
+from tgis_cli.runs.run_dir import RunDirLock
 
 # -- the run directory
 
@@ -122,7 +122,7 @@ def test_running_servers_and_failed_runs_are_listed(tmp_path: Path):
     starting, running, broken = make_run(elsewhere), make_run(elsewhere, ready={"grpc_port": 41000}), make_run(tmp_path)
     (broken / "errors/cause.txt").write_text("shard-0 was killed.\n")
 
-    with locked(starting), locked(running):
+    with RunDirLock.take(starting), RunDirLock.take(running):
         host = with_process(tmp_path / "root", starting, running)
         verdicts = judge(check_runs, make_subject(run_dir=str(tmp_path), host=host))
 
