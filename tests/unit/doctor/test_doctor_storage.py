@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -127,10 +128,26 @@ def test_running_servers_and_failed_runs_are_listed(tmp_path: Path):
         verdicts = judge(check_runs, make_subject(run_dir=str(tmp_path), host=host))
 
     assert sorted(verdicts) == [
-        ("ok", f"1 failed run left a directory, the latest {broken}: shard-0 was killed."),
+        ("ok", f"1 failed run left a directory, the latest {broken}: shard-0 was killed. `rm -r {broken}` removes it."),
         ("ok", f"A server is running: org/name at 127.0.0.1:41000, in {running}."),
         ("ok", f"A server is starting: org/name at 127.0.0.1:8033, in {starting}."),
     ]
+
+
+def test_the_directories_of_failed_runs_are_removed_by_the_command_that_is_shown(tmp_path: Path):
+    parent = tmp_path / "two words"
+    parent.mkdir()
+    for _ in range(2):
+        (make_run(parent) / "errors/cause.txt").write_text("shard-0 was killed.\n")
+    running = make_run(parent)
+
+    with RunDirLock.take(running):
+        [verdict] = check_runs(make_subject(run_dir=str(parent), host=Host(root=tmp_path)))
+        command, end = verdict.fix.split("`")[1:]
+        subprocess.run(command, shell=True, check=True)
+
+    assert end == " removes them."
+    assert list(parent.iterdir()) == [running]
 
 
 def with_process(root: Path, *held: Path) -> Host:
