@@ -146,7 +146,7 @@ def find_running(proc: Path = PROC) -> list[RunningServer]:
 
 
 def find_at_port(port: int, pid: int = 0) -> RunningServer | None:
-    """Another running server of this user that listens on a port of this machine; ``None`` if none of them does.
+    """This user's running server, but not of this process, that listens on a port here; ``None`` if there is none.
 
     Args:
         pid: of the process that listens on the port, if the system reveals it.

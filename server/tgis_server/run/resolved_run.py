@@ -111,4 +111,6 @@ def save_unresolved(run_dir: Path, config: ServeConfig) -> None:
 
 def write_values(file: Path, values: Mapping[str, Any], config: ServeConfig) -> None:
     shown = {option.name: option.get_shown(config) for option in options()}
-    file.write_text(json.dumps({**values, "config": shown}, default=str, indent=1))
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps({**values, "config": shown}, default=str, indent=1))
+    new.replace(file)  # at once, as `tgis stop` may be reading the file
