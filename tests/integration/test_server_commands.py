@@ -264,7 +264,7 @@ def write_launcher_with_a_hanging_driver(directory: Path) -> Path:
 
 
 def has_open(pid: int, path: Path) -> bool:
-    return str(path) in [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return str(path) in [os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 def test_a_launcher_that_waits_to_restart_its_group_is_listed_and_can_be_stopped(start: Start):
