@@ -15,9 +15,10 @@ from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import PANEL, with_connection_options
 from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.clients.tls_files import name_flags
-from tgis_cli.terminal.exits import leave
+from tgis_cli.terminal.exits import as_told, leave
 from tgis_cli.terminal.quiet_input import quiet_input
 from tgis_cli.terminal.stop_signals import Stop, interrupted_by_signals
+from tgis_server.errors import TgisError
 
 app = typer.Typer(add_completion=False)
 
@@ -61,12 +62,18 @@ def load(
             result = measure_generator(options, [flag for flag in of_server if flag])
         outputs.write(result)
         leave(0 if result.is_valid else 1)
-    stop = Stop()
-    with (
-        interrupted_by_signals(),
-        quiet_input(sys.stderr),
-        open_target(connection, launch, metrics_url, os.environ, sys.stderr) as target,
-    ):
-        result = run_load(options, target, Live(sys.stderr, os.environ), on_start=lambda run: stop.calling(run.stop))
-    outputs.write(result)
+    stop, result = Stop(), None
+    try:
+        with (
+            interrupted_by_signals(),
+            quiet_input(sys.stderr),
+            open_target(connection, launch, metrics_url, os.environ, sys.stderr) as target,
+        ):
+            live = Live(sys.stderr, os.environ)
+            result = run_load(options, target, live, on_start=lambda run: stop.calling(run.stop))
+            outputs.write(result)  # before the server is stopped, which takes seconds and may be interrupted
+    except TgisError as error:
+        if result is not None:  # it is written: with --json -, stdout gets no second object
+            as_told(error)
+        raise
     leave(stop.exit_code(0 if result.is_valid else 1))

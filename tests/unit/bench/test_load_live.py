@@ -69,13 +69,13 @@ def show_elsewhere(*moments: float) -> list[str]:
 def test_elsewhere_there_is_a_line_every_ten_seconds_and_one_for_each_level():
     lines = show_elsewhere(*(0.25 * number for number in range(1, int(25 / 0.25))))
 
-    assert [line.partition(",")[0] for line in lines[:-1]] == ["4 requests/s"] * 2
-    assert lines[0].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
+    assert [line.partition(",")[0] for line in lines[:-1]] == ["Making prompts", *["4 requests/s"] * 2]
+    assert lines[1].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
     assert lines[-1].startswith("4 streams, ")
 
 
 def test_a_short_level_has_only_the_line_of_its_end():
-    assert len(show_elsewhere(1.0, LINE_S - 1)) == 1
+    assert len(show_elsewhere(1.0, LINE_S - 1)) == 2  # beside that of the preparation
 
 
 def test_a_level_whose_calls_are_all_sent_is_finishing():

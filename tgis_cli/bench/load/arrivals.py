@@ -11,6 +11,7 @@ from itertools import accumulate, count, islice
 from tgis_cli.bench.load.calls import Arrivals
 
 MAX_CALLS = 1_000_000  # of one level; their due times are made before it starts, and held in memory
+TAIL_S = 60.0  # an open loop waits so long for the last answers, or as long as it has sent requests if that is longer
 
 
 class Process(StrEnum):
@@ -30,8 +31,14 @@ class Pacing:
     max_s: float | None = None
     seed: int = 0
 
-    def make_closed(self, concurrency: int, first_index: int) -> Arrivals:
-        return Arrivals(concurrency=concurrency, max_calls=self.max_calls, max_s=self.max_s, first_index=first_index)
+    def make_closed(self, concurrency: int, first_index: int, limit_s: float | None = None) -> Arrivals:
+        return Arrivals(
+            concurrency=concurrency,
+            max_calls=self.max_calls,
+            max_s=self.max_s,
+            limit_s=limit_s,
+            first_index=first_index,
+        )
 
     def make_open(self, rate: float, first_index: int) -> Arrivals:
         """
@@ -46,7 +53,9 @@ class Pacing:
 
     def _make_due(self, moments: Iterator[float], first_index: int) -> Arrivals:
         due_s = cut(moments, self.max_calls, self.max_s)
-        return Arrivals(due_s=due_s, max_calls=len(due_s), max_s=self.max_s, first_index=first_index)
+        end_s = self.max_s or due_s[-1]
+        limit_s = end_s + max(TAIL_S, end_s)
+        return Arrivals(due_s=due_s, max_calls=len(due_s), max_s=self.max_s, limit_s=limit_s, first_index=first_index)
 
     def _moments(self, rate: float) -> Iterator[float]:
         """When calls are due, from 0 on. The mean interval is 1/rate whatever the burstiness, as in vLLM's bench."""

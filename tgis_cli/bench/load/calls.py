@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+SERVICE = "/fmaas.GenerationService/"  # before the name of a method, in a path of HTTP/2
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -12,7 +14,6 @@ class Call:
 
     body: bytes  # a serialized SingleGenerationRequest (streamed) or BatchedGenerationRequest
     is_streamed: bool
-    num_inputs: int  # 1 if streamed
     input_tokens: int  # asked for, over all inputs; 0 if not known
     output_tokens: int  # asked for, over all inputs; 0 if the model decides
 
@@ -34,5 +35,6 @@ class Arrivals:
     concurrency: int | None = None
     due_s: tuple[float, ...] | None = None  # seconds after the start of the level, ascending; one for each call
     max_calls: int | None = None  # stop sending after so many
-    max_s: float | None = None  # stop sending after so many seconds; what is in flight is finished
+    max_s: float | None = None  # stop sending after so many seconds
+    limit_s: float | None = None  # cancel what is still in flight after so many; None: wait until all has ended
     first_index: int = 0  # of the feed, so that levels and warm-up send different prompts

@@ -49,6 +49,7 @@ class WorkerHealth:
     wall_s: float = 0.0
     num_tokens: int = 0
     num_queued: int = 0
+    num_dropped: int = 0
     peak_bytes: int = 0
 
 

@@ -63,7 +63,7 @@ class Level:
     failures: dict[str, int]  # gRPC status -> calls
     failure_texts: dict[str, str]  # gRPC status -> the server's explanation of the first
     wrong_counts: int  # answers whose numbers of tokens are not what was asked for
-    is_cut: bool
+    is_cut: bool  # the run was ended during the level
     is_saturated: bool  # the server did not keep up with the rate
     requests_per_s: Estimate
     output_tokens_per_s: Estimate
@@ -79,6 +79,8 @@ class Level:
     waterfall: list[dict[str, Any]]  # at most 200 calls: due_s, sent_s, first_s, end_s, status, output_tokens
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unfinished: int = 0  # requests that were cancelled because the level had reached its limit of time
+    dropped: int = 0  # requests that were due, but could not be sent in time; not in ``sent``
 
     @property
     def objective_share(self) -> float | None:

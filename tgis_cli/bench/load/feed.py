@@ -39,7 +39,7 @@ class CallShape:
             if self.is_streamed
             else pb.BatchedGenerationRequest(requests=requests, params=parameters.to_proto())
         )
-        return Call(request.SerializeToString(), self.is_streamed, len(texts), input_tokens, (length or 0) * len(texts))
+        return Call(request.SerializeToString(), self.is_streamed, input_tokens, (length or 0) * len(texts))
 
 
 @dataclass(frozen=True, slots=True)

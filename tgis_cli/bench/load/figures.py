@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Distribution, Level, Series
-from tgis_cli.bench.load.honesty import check_counts, find_problems
+from tgis_cli.bench.load.honesty import check_counts, explain_unserved, find_problems
 from tgis_cli.bench.load.objectives import Objective
 from tgis_cli.bench.load.records import Doubles, GeneratorHealth, Ints, Records
 from tgis_cli.bench.load.saturation import is_saturated
@@ -76,7 +76,10 @@ def make_level(
     series = make_series(records, latencies, tokens, step_edges)
     if watch is not None:
         series.server = watch.series(step_s, len(step_edges) - 1, records.started_at)
-    is_behind = arrivals.due_s is not None and is_saturated(records)
+    unfinished = dropped = 0
+    if arrivals.limit_s is not None and not is_cut:  # if the run was cut, this would say nothing about the server
+        unfinished, dropped = int(np.count_nonzero(records.status == CUT)), health.num_dropped
+    is_behind = arrivals.due_s is not None and is_saturated(records, unfinished + dropped)
     wrong_counts = int(np.count_nonzero(has_wrong_counts(records)))
     failed = ~is_ok & (records.status != CUT)
     judged = chosen & (records.status != CUT) & bool(objectives)
@@ -98,7 +101,7 @@ def make_level(
         **estimate_rates(records, tokens, steady_edges, answered, is_closed=arrivals.concurrency is not None),
         whole_output_tokens_per_s=float(tokens.by_step.sum() / whole.end_s) if whole.end_s else 0.0,
         latencies=described,
-        num_judged=int(np.count_nonzero(judged)),
+        num_judged=int(np.count_nonzero(judged)) + (unfinished + dropped if objectives else 0),
         num_good=int(np.count_nonzero(judged & is_ok & find_good(latencies, tokens, objectives))),
         generator=generator,
         server=server,
@@ -109,7 +112,9 @@ def make_level(
             *(find_problems(generator, described, arrivals.concurrency) if is_judged(records) else ()),
             *check_counts(wrong_counts),
         ],
-        notes=[note] if note and is_ok.any() else [],
+        notes=[*([note] if note and is_ok.any() else []), *explain_unserved(arrivals, unfinished, dropped)],
+        unfinished=unfinished,
+        dropped=dropped,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.detail import Distribution
 from tgis_server.words.sizes import format_count
 
@@ -76,6 +77,23 @@ def check_counts(wrong_counts: int) -> Iterator[str]:
         yield (
             f"{format_count(wrong_counts, 'answer')} had a different number of tokens than requested, so the figures "
             "are not those of the intended load."
+        )
+
+
+def explain_unserved(arrivals: Arrivals, unfinished: int, dropped: int) -> Iterator[str]:
+    """
+    Args:
+        unfinished: requests that were cancelled at the level's limit of time.
+        dropped: requests that were due and could not be sent in time.
+    """
+    if dropped:
+        was = "was" if dropped == 1 else "were"
+        yield f"{format_count(dropped, 'request')} could not be sent in time and {was} dropped."
+    if unfinished:
+        remedy = ": --duration makes a level wait for all answers" if arrivals.due_s is None else ""
+        yield (
+            f"{format_count(unfinished, 'request')} had not ended after {arrivals.limit_s:.0f} s, when the level was "
+            f"ended, so their latencies are not in the figures{remedy}."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 MAX_CONCURRENCY = 1024
@@ -15,7 +15,8 @@ RATE_RESOLUTION = 1.1  # highest rate that held, to the lowest that did not
 MAX_RATES = 14
 MIN_REQUESTS = 10  # of a level, on average: with fewer, the share that holds is chance
 DEFAULT_STREAMS = (1, 8, 32)
-DEFAULT_BUDGET_S = 24.0  # for the levels of a run without options, so that it ends within 30 s
+# A run without options ends within 30 s: so many are for its warm-up and its levels, and the rest for what is around.
+DEFAULT_WARMUP_S, DEFAULT_BUDGET_S = 4.0, 23.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Plan:
     """The load of one level: a number of streams, a rate, or neither (a trace)."""
 
     concurrency: int | None = None
-    rate: float | None = None  # calls per second
+    rate: float | None = None  # requests per second
+    limit_s: float | None = field(default=None, compare=False)  # cancel what is in flight then; None: see ``Pacing``
 
     @property
     def title(self) -> str:
@@ -69,11 +71,9 @@ class DefaultLevels:
     def choose(self, done: Sequence[Outcome]) -> Plan | None:
         if len(done) == len(DEFAULT_STREAMS):
             return None
-        plan = Plan(concurrency=DEFAULT_STREAMS[len(done)])
-        if not done:
-            return plan
-        spent_s = sum(outcome.took_s for outcome in done)
-        return plan if spent_s + self._expect(done[-1], plan) <= self.budget_s else None
+        left_s = self.budget_s - sum(outcome.took_s for outcome in done)
+        plan = Plan(concurrency=DEFAULT_STREAMS[len(done)], limit_s=left_s)
+        return plan if not done or self._expect(done[-1], plan) <= left_s else None
 
     def _expect(self, last: Outcome, plan: Plan) -> float:
         """Seconds of the next level.

@@ -132,9 +132,8 @@ class Live:
             self._line.show(lambda: self._describe(level.describe(now)))
 
     def say(self, what: str) -> None:
-        """Show what is going on before the first level, where that leaves no trace."""
-        if self._line.is_live:
-            self._line.show(lambda: what)
+        """Show what is going on before the first level."""
+        self._line.show(lambda: what)
 
     def end_level(self, level: Level) -> None:
         self._done.append(describe_row(level))

@@ -22,14 +22,14 @@ MAX_HIT_SHARE = 0.05  # of prompts that all begin differently; short ones may sh
 
 def list_problems(run: LoadRun) -> Iterator[str]:
     for level in run.levels:
-        yield from (say_of(level, problem) for problem in level.problems)
+        yield from (say_of(level.title, problem) for problem in level.problems)
     if run.levels and not run.is_cut and not any(level.completed for level in run.levels):
         reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
         yield f"No request was completed{f' ({reasons[0]})' if reasons else ''}."
 
 
-def say_of(level: Level, sentence: str) -> str:
-    return f"{level.title}: {sentence[:1].lower()}{sentence[1:]}"
+def say_of(title: str, sentence: str) -> str:
+    return f"{title}: {sentence[:1].lower()}{sentence[1:]}"
 
 
 def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
@@ -37,9 +37,9 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
         yield run.target.note
     yield from run.notes
     for level in run.levels:
-        yield from (say_of(level, note) for note in [*level.notes, *list_missing_percentiles(run, level)])
+        yield from (say_of(level.title, note) for note in [*level.notes, *list_missing_percentiles(run, level)])
         if level.is_saturated:
-            yield say_of(level, "the server did not keep up, so latencies grow with the length of the level.")
+            yield say_of(level.title, "the server did not keep up, so latencies grow with the length of the level.")
     if knee is not None:
         yield f"The knee is at {knee.plan.title}: with more, latency grows faster than throughput."
     if isinstance(run.feed, PromptFile) and run.num_sent > run.feed.num_distinct:

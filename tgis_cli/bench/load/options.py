@@ -31,8 +31,7 @@ DEFAULT_INPUTS, DEFAULT_OUTPUTS = "128", "64"
 DEFAULT_LEVEL_S = 5.0  # of the levels without options
 LEVEL_S = 10.0  # of others, unless a duration or a number of requests is given
 ROUND_STREAMS, ROUND_S = 8, 5.0  # of a round of `tgis bench ab`, unless the options say otherwise
-MAX_WARMUP = 8  # by default
-MOST_WARMUP = 1000
+MAX_WARMUP_BY_DEFAULT, MAX_WARMUP = 8, 1000
 MAX_STREAMS, MAX_RATE = 4096, 100_000
 STREAMS, RATES = "whole numbers of streams above 0, such as 1,8,32", "requests per second above 0, such as 0.5,2,8"
 SALT_BITS = 20
@@ -141,9 +140,9 @@ OPTIONS: dict[str, Any] = dict(
             ARRIVAL,
             "N",
             "Requests before the first level, which do not count. [default: one per stream, at most "
-            f"{MAX_WARMUP}; none for a trace]",
+            f"{MAX_WARMUP_BY_DEFAULT}; none for a trace]",
             min=0,
-            max=MOST_WARMUP,
+            max=MAX_WARMUP,
         ),
         option(
             "workers",

@@ -32,6 +32,7 @@ class Share:
     step: int
     max_calls: int | None  # of the level
     max_s: float | None
+    limit_s: float | None
     first_index: int
 
     @property
@@ -72,6 +73,7 @@ def split(arrivals: Arrivals, num_workers: int) -> list[Share]:
                 step=num_workers,
                 max_calls=arrivals.max_calls,
                 max_s=arrivals.max_s,
+                limit_s=arrivals.limit_s,
                 first_index=arrivals.first_index,
             )
         )

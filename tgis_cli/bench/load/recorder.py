@@ -133,12 +133,17 @@ class Recorder:
         self.stamp_delay_s = doubles()
         self.in_flight: dict[int, RecordedCall] = {}  # by index; or waiting to be sent
         self.num_sent = self.num_tokens = self.num_completed = self.num_failed = 0
+        self.num_dropped = 0  # due, but never sent
         self.first_tokens: array[float] = floats()  # seconds from the sending, since the last samples
         self._on_end = on_end
 
     def begin(self, call: RecordedCall, due: float) -> None:
         call.due = due
         self.in_flight[call.index] = call
+
+    def drop(self, call: RecordedCall) -> None:
+        del self.in_flight[call.index]
+        self.num_dropped += 1
 
     def end(self, call: RecordedCall, status: int, text: str, at: float) -> None:
         del self.in_flight[call.index]

@@ -46,6 +46,6 @@ class GeneratorHealth:
     num_tokens: int  # received
     peak_bytes: int  # resident memory of all processes, each at its peak
     num_queued: int = 0  # calls that waited because as many were in flight as the server allows on its connections
-    is_cut: bool = False  # the level was ended before its time
-    cut_reason: str = ""  # a sentence, if it was not ended by us
+    num_dropped: int = 0  # calls that were due and could not be sent in time
+    cut_reason: str = ""  # a sentence, if the level was ended by something else than an order to stop
     stamp_delay_s: Doubles = field(default_factory=lambda: np.empty(0))  # null server: from its stamps to the arrivals

@@ -14,13 +14,22 @@ from typing import Any, Protocol, TypeGuard
 from tgis_cli.bench.fingerprint import make_fingerprint
 from tgis_cli.bench.load.arrivals import MAX_CALLS
 from tgis_cli.bench.load.calls import Arrivals, Feed
+from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Level, LoadDetail
 from tgis_cli.bench.load.feed import CallShape, SyntheticFeed
 from tgis_cli.bench.load.figures import make_level, name_status, to_figures
-from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Outcome, Plan, find_knee
+from tgis_cli.bench.load.levels import (
+    DEFAULT_WARMUP_S,
+    DefaultLevels,
+    FixedLevels,
+    GoodputSearch,
+    Outcome,
+    Plan,
+    find_knee,
+)
 from tgis_cli.bench.load.live import Live, Progress
-from tgis_cli.bench.load.notes import describe_goodput, list_notes, list_problems
-from tgis_cli.bench.load.options import ARRIVALS, MAX_WARMUP, LoadOptions
+from tgis_cli.bench.load.notes import describe_goodput, list_notes, list_problems, say_of
+from tgis_cli.bench.load.options import ARRIVALS, MAX_WARMUP_BY_DEFAULT, LoadOptions
 from tgis_cli.bench.load.prompt_file import PromptFile, open_prompt_file
 from tgis_cli.bench.load.prompts import Vocabulary
 from tgis_cli.bench.load.records import GeneratorHealth, Records
@@ -29,7 +38,7 @@ from tgis_cli.bench.load.target import Target, describe_model, describe_server
 from tgis_cli.bench.result import Result
 from tgis_cli.bench.server_side import MetricsWatch
 from tgis_cli.clients.parameter_table import as_flag
-from tgis_server.errors import UsageError
+from tgis_server.errors import TgisError, UsageError
 from tgis_server.words.sizes import format_count
 
 LEVEL_INDEXES = 1 << 32  # indexes of the feed that each level has for itself
@@ -71,7 +80,13 @@ class LoadRun:
         if plan is not None:
             self.warm_up(plan)
         while plan is not None and not self.is_cut:
-            self.run_level(plan)
+            try:
+                self.run_level(plan)
+            except TgisError as error:
+                if not self.levels:
+                    raise
+                self.problems.append(say_of(plan.title, str(error)))
+                self.is_cut = True
             plan = self._choose()
 
     def stop(self) -> None:
@@ -88,15 +103,24 @@ class LoadRun:
         """Send the calls that come before the first level."""
         num_calls = self.options.warmup
         if num_calls is None:  # a trace is replayed as it was recorded, from its first call on
-            num_calls = 0 if is_trace(self.feed) else min(plan.concurrency or RATE_WARMUP, MAX_WARMUP)
+            num_calls = 0 if is_trace(self.feed) else min(plan.concurrency or RATE_WARMUP, MAX_WARMUP_BY_DEFAULT)
         if not num_calls or self.is_cut:
             return
-        self.live.say(f"Warming up with {format_count(num_calls, 'request')}")
+        doing = f"Warming up with {format_count(num_calls, 'request')}"
+        self.live.say(doing)
         # The last lines of a trace: its first calls would otherwise find their prompts in a prefix cache.
         first_index = -num_calls if is_trace(self.feed) else 0
         at_once = min(num_calls, plan.concurrency or RATE_WARMUP)
-        arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, first_index=first_index)
-        self._send(arrivals, lambda _: None)
+        limit_s = None if plan.limit_s is None else DEFAULT_WARMUP_S
+        arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, limit_s=limit_s, first_index=first_index)
+
+        def tell(progress: Progress) -> None:
+            tokens = format_count(progress.output_tokens, "token")
+            self.live.say(f"{doing}: {progress.completed} completed, {tokens}")
+
+        records, _ = self._send(arrivals, tell)
+        if limit_s is not None and not self.is_cut and CUT in records.status:
+            self.notes.append(f"The warm-up was ended after {limit_s:g} s, before its requests had ended.")
 
     def run_level(self, plan: Plan) -> None:
         """Measure one level."""
@@ -129,7 +153,7 @@ class LoadRun:
         else:
             first_index = (len(self.levels) + 1) * LEVEL_INDEXES
         if plan.concurrency is not None:
-            return pacing.make_closed(plan.concurrency, first_index)
+            return pacing.make_closed(plan.concurrency, first_index, plan.limit_s)
         if plan.rate is not None:
             return pacing.make_open(plan.rate, first_index)
         assert isinstance(self.feed, PromptFile), "only a trace has neither streams nor a rate"

@@ -18,13 +18,18 @@ MIN_RISE = 1.4  # of the median latency from the early part to the late one: ful
 MIN_GROWTH = 0.1  # of the calls of the later half: a smaller backlog is no failure to keep up
 
 
-def is_saturated(records: Records) -> bool:
+def is_saturated(records: Records, num_unserved: int = 0) -> bool:
     """Whether ends fell behind arrivals: latencies and the calls in flight grew as long as requests came.
 
     A server that keeps up answers late calls as fast as early ones, so that latencies have no trend after the ramp-up.
     In levels of 10 s with calls of 2 s, it sees six in ten servers at twice their capacity at 2 requests/s, eight in
     ten at 4, and nearly all from 8 on; of servers at four fifths of it, it takes at most one in thirty for saturated.
+
+    Args:
+        num_unserved: requests that the level did not send, or did not wait for.
     """
+    if num_unserved > MIN_GROWTH * len(records.index):
+        return True
     kept = records.status != CUT
     due, ends = records.due_s[kept], records.end_s[kept]
     if not len(due) or due.max() == due.min():

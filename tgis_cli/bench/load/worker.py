@@ -17,9 +17,10 @@ from multiprocessing.connection import Connection
 
 from tgis_cli.bench.exact_loop import make_exact_loop
 from tgis_cli.bench.http2.channel import Channel, NotConnectedError
+from tgis_cli.bench.load.calls import SERVICE
 from tgis_cli.bench.load.columns import WorkerHealth, read_peak_bytes
 from tgis_cli.bench.load.orders import TICK_S, Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Share, Stop, Totals
-from tgis_cli.bench.load.sender import SERVICE, Sender
+from tgis_cli.bench.load.sender import Sender
 from tgis_server.child import kill_with_parent
 from tgis_server.errors import GroupFailed, TgisError
 
@@ -102,6 +103,7 @@ class Worker:
         health.wall_s = loop.time() - at
         health.num_tokens = sender.recorder.num_tokens
         health.num_queued = self._channel.num_queued - num_queued
+        health.num_dropped = sender.recorder.num_dropped
         health.peak_bytes = read_peak_bytes()
         return Done(sender.recorder.columns, health)
 
