@@ -46,15 +46,19 @@ def load(
     """Send requests to a server, and measure what its users would experience.
 
     Without options, it sends prompts of 128 tokens, each answered with 64, in 1, 8 and 32 concurrent streams, as far as
-    30 seconds allow. Exit codes: 0 done; 1 the run failed or its figures cannot be trusted; 2 wrong usage; 130 Ctrl-C,
-    after which the figures cover what was measured until then.
+    30 seconds allow. The exit code is 0 if the figures can be trusted, 1 if they cannot or if there is no server, 2
+    after wrong usage, and 130 after Ctrl-C, when the figures cover what was measured until then. docs/benchmarking.md
+    lists all exit codes.
     """
     from tgis_cli.bench.load.live import Live
     from tgis_cli.bench.load.run import measure_generator, run_load
     from tgis_cli.bench.load.target import open_target
+    from tgis_cli.own_server.launch_line import read_launch_line
 
     outputs = Outputs(json_, csv, markdown, html, is_verbose=verbose)
-    outputs.check(options.prompts)
+    server_config = read_launch_line(launch, "--launch").config_file if launch is not None else None
+    tls_files = {"--ca": connection.ca, "--cert": connection.cert, "--key": connection.key}
+    outputs.check({"--prompts": options.prompts, "--launch": server_config, **tls_files})
     if is_self:
         flags = {"--url": connection.url, "--launch": launch, "--metrics-url": metrics_url}
         of_server = [*(flag for flag, value in flags.items() if value is not None), name_flags(connection)]

@@ -8,6 +8,7 @@ import statistics
 import pytest
 
 from tgis_cli.bench.load.arrivals import Pacing, Process
+from tgis_cli.bench.load.calls import Arrivals
 
 
 def intervals(pacing: Pacing, rate: float = 50.0) -> list[float]:
@@ -62,3 +63,17 @@ def test_a_closed_loop_passes_its_limits_on():
     arrivals = Pacing(max_calls=100, max_s=3.0).make_closed(8, 1)
 
     assert (arrivals.concurrency, arrivals.max_calls, arrivals.max_s, arrivals.due_s) == (8, 100, 3.0, None)
+    assert arrivals.limit_s is None
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "limit_s"),
+    [
+        (Pacing(max_s=10.0).make_open(2.0, 0), 70.0),
+        (Pacing(max_s=300.0).make_open(2.0, 0), 600.0),
+        (Pacing(Process.CONSTANT, max_calls=21).make_open(1.0, 0), 80.0),
+        (Pacing().make_trace([0.0, 100.0], 1.0), 200.0),
+    ],
+)
+def test_an_open_loop_waits_a_minute_for_answers_or_as_long_as_it_has_sent(arrivals: Arrivals, limit_s: float):
+    assert arrivals.limit_s == limit_s

@@ -201,3 +201,10 @@ def test_default_levels_that_would_take_too_long_are_left_out():
 
     assert streams(done) == [1]
     assert sum(one.took_s for one in done) < DEFAULT_BUDGET_S
+
+
+def test_each_default_level_ends_within_what_is_left_of_the_time():
+    done = run(DefaultLevels(5.0), serve_up_to(8, step_s=0.005))
+
+    left_s = [DEFAULT_BUDGET_S - sum(one.took_s for one in done[:number]) for number in range(3)]
+    assert [one.plan.limit_s for one in done] == left_s

@@ -17,6 +17,7 @@ from simulated_server import FakeClient, SimulatedServer, Tick
 from tgis_cli.bench.load import run as run_module
 from tgis_cli.bench.load import stop_rules
 from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.levels import DEFAULT_BUDGET_S, DEFAULT_WARMUP_S
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.records import GeneratorHealth, Records
@@ -24,7 +25,7 @@ from tgis_cli.bench.load.run import measure_generator, run_load
 from tgis_cli.bench.load.target import Target
 from tgis_cli.bench.result import Result
 from tgis_cli.clients.parameters import Parameters
-from tgis_server.errors import UsageError
+from tgis_server.errors import GroupFailed, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +194,46 @@ def test_a_stop_ends_the_run_after_its_level_and_marks_it():
     )
 
     assert (titles(result), result.is_cut, server.is_stopped) == (["1 stream", "8 streams"], True, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "limits"), [({}, [DEFAULT_WARMUP_S, DEFAULT_BUDGET_S]), ({"duration": 5}, [None] * 2)]
+)
+def test_only_a_run_without_options_limits_its_warm_up_and_its_levels(
+    flags: dict[str, Any], limits: list[float | None]
+):
+    server = SimulatedServer()
+
+    measure(server, **flags)
+
+    assert [arrivals.limit_s for arrivals in server.levels[:2]] == limits
+
+
+def test_a_failure_of_the_generator_keeps_the_levels_that_are_measured():
+    def fail(arrivals: Arrivals) -> None:
+        if arrivals.concurrency == 4:
+            raise GroupFailed("A worker is gone.")
+
+    result = measure(SimulatedServer(on_level=fail), concurrency="2,4,8", warmup=0)
+
+    assert (titles(result), result.is_cut) == (["2 streams"], True)
+    assert result.problems == ["4 streams: a worker is gone."]
+
+
+def test_a_failure_of_the_generator_in_the_first_level_is_one_of_the_command():
+    def fail(arrivals: Arrivals) -> None:
+        raise GroupFailed("A worker is gone.")
+
+    with pytest.raises(GroupFailed, match="A worker is gone"):
+        measure(SimulatedServer(on_level=fail), concurrency="2", warmup=0)
+
+
+def test_the_warm_up_shows_how_far_it_is_even_without_a_terminal():
+    stream, moments = io.StringIO(), itertools.count(step=11)
+
+    measure(SimulatedServer(), live=Live(stream, {}, lambda: float(next(moments))), concurrency="2", requests=2)
+
+    assert "Warming up with 2 requests: 2 completed, 40 tokens\n" in stream.getvalue()
 
 
 def test_a_server_that_refuses_every_call_ends_the_run_with_its_own_words(monkeypatch: pytest.MonkeyPatch):
