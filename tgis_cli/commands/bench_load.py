@@ -66,7 +66,7 @@ def load(
             result = measure_generator(options, [flag for flag in of_server if flag])
         outputs.write(result)
         leave(0 if result.is_valid else 1)
-    stop, result = Stop(), None
+    stop, is_written = Stop(), False
     try:
         with (
             interrupted_by_signals(),
@@ -75,9 +75,10 @@ def load(
         ):
             live = Live(sys.stderr, os.environ)
             result = run_load(options, target, live, on_start=lambda run: stop.calling(run.stop))
+            is_written = True
             outputs.write(result)  # before the server is stopped, which takes seconds and may be interrupted
     except TgisError as error:
-        if result is not None:  # it is written: with --json -, stdout gets no second object
+        if is_written:  # with --json -, stdout gets no second object
             as_told(error)
         raise
     leave(stop.exit_code(0 if result.is_valid else 1))

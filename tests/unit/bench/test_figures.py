@@ -264,8 +264,8 @@ def test_requests_that_a_level_did_not_wait_for_are_said_and_are_no_failures():
 
     assert (level.unfinished, level.dropped, level.failed, level.is_saturated) == (20, 1, 0, True)
     assert level.notes[-2:] == [
-        "1 request could not be sent in time and was dropped.",
-        "20 requests had not ended after 100 s, when the level was ended, so their latencies are not in the figures.",
+        "1 request that could not be sent in time had to be dropped.",
+        "The latencies leave out 20 requests that the level cancelled when it ended after 100 s.",
     ]
 
 
@@ -319,7 +319,7 @@ def test_a_generator_is_not_blamed_where_the_server_is_gone(status):
 
 
 def test_figures_are_a_flat_list_in_the_group_of_the_level():
-    figures = to_figures(level_of(closed_loop(), objectives=[Objective("ttft", 1.0)]))
+    figures = list(to_figures(level_of(closed_loop(), objectives=[Objective("ttft", 1.0)])))
 
     assert {figure.group for figure in figures} == {"level"}
     by_name = {figure.name: figure for figure in figures}

@@ -118,7 +118,9 @@ def test_objectives_that_one_stream_cannot_hold_are_not_tried_at_rates():
     result = measure(SimulatedServer(), goodput="ttft<0.001ms", duration=5)
 
     assert titles(result) == ["1 stream"]
-    assert any("With a single stream, less than 95% of the requests meet ttft<0.001ms" in note for note in result.notes)
+    assert any(
+        "With a single stream, fewer than 95% of the requests meet ttft<0.001ms" in note for note in result.notes
+    )
 
 
 def test_a_search_that_runs_out_of_requests_says_so():

@@ -44,9 +44,7 @@ class Target:
 
 
 class Channel:
-    """
-    It gives up after several failures in a row; a connection that breaks before it has answered any call counts as one.
-    """
+    """It gives up after several failures in a row. A connection that breaks before it has answered anything counts."""
 
     def __init__(self, target: Target, on_give_up: Callable[[str], None]) -> None:
         self.num_queued = 0  # calls that found as many in flight as the server allows
@@ -118,7 +116,7 @@ class Channel:
         self._send_waiting()
 
     def cancel(self, call: ClientStream) -> None:
-        """It hears nothing more."""
+        """Forget the call, which gets no status."""
         if call.id == 0:
             self._waiting.remove(call)
         elif call.connection is not None:

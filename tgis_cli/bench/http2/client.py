@@ -114,7 +114,7 @@ class ClientConnection(Connection):
         self.send(call, make_frame(HEADERS, END_HEADERS, call.id, block), body)
 
     def cancel(self, call: ClientStream) -> None:
-        """Tell the server; the call hears nothing more."""
+        """Tell the server; the call gets no status."""
         self.reset(call, CANCEL)
         call.connection = None
         self._close_if_idle()
@@ -143,7 +143,7 @@ class ClientConnection(Connection):
         self._end(stream, INTERNAL, "the server ended the answer without a status", at)
 
     def on_reset(self, stream: Stream, code: int, at: float) -> None:
-        self._end(stream, STATUS_OF_RESET.get(code, INTERNAL), f"the server reset the call: {name_error(code)}", at)
+        self._end(stream, STATUS_OF_RESET.get(code, INTERNAL), f"the server reset the request: {name_error(code)}", at)
 
     def on_bad_message(self, stream: Stream, reason: str, at: float) -> None:
         self._end(stream, INTERNAL, reason, at)

@@ -11,13 +11,13 @@ from itertools import accumulate, count, islice
 from tgis_cli.bench.load.calls import Arrivals
 
 MAX_CALLS = 1_000_000  # of one level; their due times are made before it starts, and held in memory
-TAIL_S = 60.0  # an open loop waits so long for the last answers, or as long as it has sent requests if that is longer
+TAIL_S = 60.0  # for the last answers of an open loop, which gets as long as it has sent requests if that is longer
 
 
 class Process(StrEnum):
-    """Of an open loop."""
+    """The random process, or the lack of one, by which the requests of an open loop come."""
 
-    POISSON = "poisson"  # as independent users come
+    POISSON = "poisson"  # as from independent users
     CONSTANT = "constant"
 
 
@@ -67,7 +67,7 @@ class Pacing:
 
 
 def cut(moments: Iterator[float], max_calls: int | None, max_s: float | None) -> tuple[float, ...]:
-    """Those within both limits."""
+    """The moments within both limits."""
     kept: list[float] = []
     for moment in islice(moments, max_calls or MAX_CALLS):
         if max_s is not None and moment >= max_s:

@@ -1,4 +1,4 @@
-"""What a load sends: calls, made when they are needed, so that a long run does not hold them all."""
+"""The calls that a load sends, each made when it is needed, so that a long run does not hold them all in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Arrivals:
 
     concurrency: int | None = None
     due_s: tuple[float, ...] | None = None  # seconds after the start of the level, ascending; one for each call
-    max_calls: int | None = None  # stop sending after so many
+    max_calls: int | None = None  # stop sending after so many calls
     max_s: float | None = None  # stop sending after so many seconds
-    limit_s: float | None = None  # cancel what is still in flight after so many; None: wait until all has ended
+    limit_s: float | None = None  # after so many, cancel what is in flight; None: wait for it
     first_index: int = 0  # of the feed, so that levels and warm-up send different prompts

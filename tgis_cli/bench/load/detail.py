@@ -21,13 +21,13 @@ class Window:
 
 @dataclass(slots=True)
 class Distribution:
-    """Of one latency, in seconds, over the steady window."""
+    """One latency over the steady window, in seconds."""
 
     count: int
     mean: float
     minimum: float
     maximum: float
-    percentiles: dict[str, Estimate]  # "50", "90", "95", "99", "99.9"; too few samples: left out
+    percentiles: dict[str, Estimate]  # "50", "90", "95", "99", "99.9"; only those with enough samples
     edges: list[float] = field(default_factory=list)  # of a histogram with logarithmic bins; one more than its counts
     counts: list[int] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class Level:
     rate: float | None  # requests per second that were asked for
     is_streamed: bool
     whole: Window
-    steady: Window  # ramp-up and tail cut; figures are of this window
+    steady: Window  # without ramp-up and tail; the figures are those of this window
     sent: int
     completed: int  # in the steady window
     failed: int  # over the whole level
@@ -89,7 +89,7 @@ class Level:
 
     @property
     def is_short(self) -> bool:
-        """It has no steady state, so that its figures are of the whole level."""
+        """It has no steady state, so its figures are those of the whole level."""
         return self.steady == self.whole
 
 
@@ -103,7 +103,7 @@ class LoadDetail:
 
 
 def read_detail(facts: Mapping[str, Any]) -> LoadDetail:
-    """The details of a load result that was read from JSON, where null stands for a number that is none.
+    """The details of a load result that was read from JSON, where null stands for a number that is not finite.
 
     Raises:
         UsageError: parts are missing.

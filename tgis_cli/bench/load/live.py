@@ -19,8 +19,8 @@ from tgis_cli.terminal.status_line import LINE_S, StatusLine
 from tgis_server.words.layout import lay_out
 from tgis_server.words.sizes import format_count
 
-MAX_SAMPLES = 2000  # of the latest, for percentiles
-RATE_S = 2.0  # the rate is that of the last so many seconds
+MAX_SAMPLES = 2000  # the latest ones, for percentiles
+RATE_S = 2.0  # over which rates are averaged
 
 
 class Progress(Protocol):
@@ -32,11 +32,11 @@ class Progress(Protocol):
     def in_flight(self) -> int: ...
     @property
     def streaming(self) -> int:
-        """Of those in flight, the calls that have had a token."""
+        """The calls in flight of which a token has arrived."""
 
     @property
     def oldest_s(self) -> float:
-        """How long the oldest call in flight has been so; 0 without one."""
+        """For how long the oldest call has been in flight; 0 without one."""
 
     @property
     def completed(self) -> int: ...
@@ -46,7 +46,7 @@ class Progress(Protocol):
     def output_tokens(self) -> int: ...
     @property
     def ttft_s(self) -> Sequence[float]:
-        """New since the last report; so is ``itl_s``."""
+        """Those since the last report, as in ``itl_s``."""
 
     @property
     def itl_s(self) -> Sequence[float]: ...
@@ -94,7 +94,7 @@ class LevelSoFar:
         return f"{self.title}, {self._describe_rest(now)}: {', '.join(parts)}"
 
     def _find_rates(self) -> tuple[float, float]:
-        """Calls and tokens per second of late."""
+        """The latest calls and tokens per second."""
         (first_s, first_calls, first_tokens), (last_s, calls, tokens) = self.history[0], self.history[-1]
         if last_s <= first_s:
             return 0.0, 0.0

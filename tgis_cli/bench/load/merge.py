@@ -1,4 +1,4 @@
-"""From the columns of all workers to the records of a level."""
+"""Joins the columns of all workers to the records of a level."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def reorder(gaps: Floats, num_gaps: Ints, order: Ints) -> Floats:
 
 
 def merge_health(parts: list[WorkerHealth], columns: list[Columns], cut_reason: str = "") -> GeneratorHealth:
-    """Of the workers, and of this process, which joins what they have measured."""
+    """That of all workers. The memory includes this process, which joins what they have measured."""
     lag_s = join_doubles(part.sent_s for part in columns) - join_doubles(part.due_s for part in columns)
     return GeneratorHealth(
         workers=len(parts),

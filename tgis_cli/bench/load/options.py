@@ -1,4 +1,4 @@
-"""The options of a load, one declaration for every command that sends one, and what they mean together."""
+"""The options of a load, declared once for all commands that send one, and the load that they describe."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tgis_server.errors import UsageError
 
 SHAPE, ARRIVAL = "Shape", "Arrival"
 DEFAULT_INPUTS, DEFAULT_OUTPUTS = "128", "64"
-DEFAULT_LEVEL_S = 5.0  # of the levels without options
-LEVEL_S = 10.0  # of others, unless a duration or a number of requests is given
+DEFAULT_LEVEL_S = 5.0  # of each level of a run without options
+LEVEL_S = 10.0  # of other levels, unless a duration or a number of requests is given
 ROUND_STREAMS, ROUND_S = 8, 5.0  # of a round of `tgis bench ab`, unless the options say otherwise
 MAX_WARMUP_BY_DEFAULT, MAX_WARMUP = 8, 1000
 MAX_STREAMS, MAX_RATE = 4096, 100_000
 STREAMS, RATES = "whole numbers of streams above 0, such as 1,8,32", "requests per second above 0, such as 0.5,2,8"
 SALT_BITS = 20
-# The parameters of `tgis generate` that a load can have: it sets lengths itself, and a seed for each call.
+# The parameters of `tgis generate` that a load can have; it sets the lengths and the seed of each request itself.
 PARAMETERS = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "logprobs", "top_n")
 FORMS = "N|A:B|normal:MEAN,DEV"
 
@@ -78,7 +78,7 @@ OPTIONS: dict[str, Any] = dict(
             int | None,
             SHAPE,
             "N",
-            "Prompts in each request, which is then a unary call.",
+            "Prompts in each request, which is then unary.",
             min=1,
             max=1024,
         ),
@@ -159,7 +159,7 @@ OPTIONS: dict[str, Any] = dict(
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What a load is to be. Its values agree with each other."""
+    """A load, as the options describe it. They do not contradict each other."""
 
     given: Mapping[str, Any]  # by name
     parameters: Parameters
@@ -200,7 +200,7 @@ class LoadOptions:
         is_streamed = is_stream_wanted(given)
         objectives = parse_objectives(given["goodput"], "--goodput") if "goodput" in given else ()
         if not is_streamed and any(one.metric != "e2e" for one in objectives):
-            raise UsageError("Unary calls have no first token and no gaps: with them, --goodput can limit only e2e.")
+            raise UsageError("Unary requests have no first token and no gaps, so --goodput can limit only e2e.")
         strategy, pacing = choose_strategy(given), make_pacing(given)
         plans = strategy.plans if isinstance(strategy, FixedLevels) else ()
         check_amount([plan.rate for plan in plans if plan.rate is not None], pacing)
@@ -282,10 +282,10 @@ ARRIVALS = ("concurrency", "rate", "sweep", "goodput")
 
 
 def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What has a form of its own: a duration such as ``5`` or ``5s``, and a choice.
+    """The values that are still texts: a duration, such as ``5`` or ``5s``, and the kind of arrivals.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: one of them cannot be understood.
     """
     values: dict[str, Any] = {}
     if "duration" in given:
@@ -327,12 +327,12 @@ def check_together(given: Mapping[str, Any]) -> None:
 
 
 def is_stream_wanted(given: Mapping[str, Any]) -> bool:
-    """A number of inputs asks for the unary method, which alone can have several, unless a stream is asked for too."""
+    """Several inputs need the unary method, so their number asks for it, unless a stream is asked for too."""
     return bool(given.get("stream", "inputs_per_call" not in given))
 
 
 def with_forced_length(parameters: Parameters, given: Mapping[str, Any], outputs: Lengths) -> Parameters:
-    """With a fixed output length, for prompts of a file that do not have their own.
+    """The parameters with the length of ``--output-tokens``, for those prompts of a file that have none of their own.
 
     Raises:
         UsageError: the length varies.

@@ -1,4 +1,4 @@
-"""What the load generator and its workers tell each other, pickled, over a socket that only these two have."""
+"""The messages between the load generator and a worker, pickled, over a socket that only these two have."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Setup:
 class Share:
     """The part of a level's arrivals that is one worker's."""
 
-    slots: tuple[int, ...] | None  # closed loop: the numbers of its slots, of all ...
-    concurrency: int  # ... these
-    due_s: array[float] | None  # open loop: of every step-th call from the number-th on
-    number: int
-    step: int
+    slots: tuple[int, ...] | None  # closed loop: the numbers of this worker's slots
+    concurrency: int  # slots of all workers
+    due_s: array[float] | None  # open loop: when the calls of this worker are due
+    number: int  # of this worker, and of its first call ...
+    step: int  # ... after which it has every so many-th one: the number of workers
     max_calls: int | None  # of the level
     max_s: float | None
     limit_s: float | None
@@ -92,7 +92,7 @@ class Stop:
     """Cut the level: cancel what is in flight."""
 
 
-# Of a worker
+# What a worker says
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Totals:
 
     sent: int
     in_flight: int
-    streaming: int  # of those in flight, the calls that have had a token
+    streaming: int  # calls in flight of which a token has arrived
     oldest_s: float  # of those in flight: seconds since the oldest one was due; 0 without one
     completed: int
     failed: int

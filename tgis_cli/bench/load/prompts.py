@@ -1,7 +1,7 @@
 """Texts that have exactly as many tokens as asked for, by the server's own tokenizer.
 
 They are made of words of one token each, so that a text of any length can be made without asking the server again.
-Which words those are, the server is asked once before the run.
+Before the run, the server is asked which words those are.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Vocabulary:
 
 
 def pick_words(count_tokens: CountTokens, candidates: Sequence[str], joint: str) -> Vocabulary | None:
-    """The candidates of which two more in a text are two more tokens, also at its start."""
+    """Those candidates that add one token each, even at the start of a text; ``None`` if they are too few."""
     counts = count_tokens([joint.join([word] * times) for word in candidates for times in (2, 4)])
     offsets = {
         word: twice - 2

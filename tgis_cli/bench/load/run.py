@@ -43,7 +43,7 @@ from tgis_server.words.sizes import format_count
 
 LEVEL_INDEXES = 1 << 32  # indexes of the feed that each level has for itself
 RATE_WARMUP = 4  # calls, where the first level is a rate
-CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once; a worker has time to spare then
+CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once: with these a worker has time to spare
 SEARCH_WORKERS = 4  # for a load that grows until the server has enough
 
 
@@ -119,8 +119,8 @@ class LoadRun:
             self.live.say(f"{doing}: {progress.completed} completed, {tokens}")
 
         records, _ = self._send(arrivals, tell)
-        if limit_s is not None and not self.is_cut and CUT in records.status:
-            self.notes.append(f"The warm-up was ended after {limit_s:g} s, before its requests had ended.")
+        if limit_s is not None and CUT in records.status and not self.is_cut:
+            self.notes.append(f"The warm-up was cut off after {limit_s:g} s, before all its requests had ended.")
 
     def run_level(self, plan: Plan) -> None:
         """Measure one level."""
@@ -366,7 +366,7 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
     if isinstance(options.strategy, GoodputSearch):  # whose order is that of a bisection
         levels = sorted(levels, key=lambda level: level.rate or 0.0)
     knee = find_knee(run.outcomes) if all(outcome.plan.concurrency for outcome in run.outcomes) else None
-    result = Result(
+    return Result(
         kind="load",
         options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
         shape=options.describe_shape(digest_of(run.feed)),
@@ -379,4 +379,3 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
             LoadDetail(levels, knee=knee.plan.title if knee else None, goodput=describe_goodput(run))
         ),
     )
-    return result

@@ -1,4 +1,4 @@
-"""Whether a server kept up with a rate at which requests came whatever it did."""
+"""Whether a server kept up with an open loop."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def is_saturated(records: Records, num_unserved: int = 0) -> bool:
     """Whether ends fell behind arrivals: latencies and the calls in flight grew as long as requests came.
 
     A server that keeps up answers late calls as fast as early ones, so that latencies have no trend after the ramp-up.
-    In levels of 10 s with calls of 2 s, it sees six in ten servers at twice their capacity at 2 requests/s, eight in
-    ten at 4, and nearly all from 8 on; of servers at four fifths of it, it takes at most one in thirty for saturated.
+    In levels of 10 s with calls of 2 s, it finds six in ten servers at twice their capacity at 2 requests/s, eight in
+    ten at 4, and nearly all from 8 on; of servers at four fifths of it, it suspects at most one in thirty.
 
     Args:
         num_unserved: requests that the level did not send, or did not wait for.

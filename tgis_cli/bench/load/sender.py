@@ -1,4 +1,4 @@
-"""One worker's part of a level: when which call is sent, from the first one to the end of the last."""
+"""One worker's part of a level: it sends each call when it is due, and waits until the last one has ended."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.orders import Share
 from tgis_cli.bench.load.recorder import RecordedCall, Recorder, StampedCall, StreamedCall, UnaryCall
 
-# What is prepared before the level starts; later calls are prepared in between. All slots' first calls are, anyway.
+# How much is prepared before the level starts, and at least a call for each slot; the others follow during the level.
 AHEAD_CALLS = 1000
 AHEAD_BYTES = 16 << 20
 AHEAD_S = 2.0
-# A closed loop on a server that refuses its calls would otherwise send as fast as both can.
+# Without these, a closed loop on a server that refuses its calls would send as fast as both can.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.001, 0.1
-# Beyond the end of an open loop; what is later than that is not sent any more.
+# After the duration of an open loop; what is not sent until then is dropped.
 LATE_S = 1.0
 Blocks = dict[bool, bytes]  # header blocks, by whether the call is streamed
 
 
 class Stock:
-    """Calls that are ready to be sent, so that their making delays none."""
+    """Calls that are ready to be sent, so that none has to wait until it is made."""
 
     def __init__(self, share: Share, make: Callable[[int], RecordedCall]) -> None:
         self._make = make
@@ -75,7 +75,7 @@ class Stock:
 
 
 class Sender:
-    """It ends when all calls have ended."""
+    """``done`` gets its result when all calls have ended."""
 
     def __init__(
         self, share: Share, feed: Feed, channel: Channel, blocks: dict[bool, bytes], *, has_stamps: bool

@@ -88,7 +88,7 @@ class Tokens:
 
 
 def find_buckets(moments: Doubles, edges: Doubles) -> Ints:
-    """The bucket of each moment among equally long ones; the last one has the last edge. Those outside get -1."""
+    """The bucket in which each moment lies, or -1; all are equally long, and the last edge belongs to the last one."""
     num = len(edges) - 1
     buckets: Ints = np.floor((moments - edges[0]) * (num / (edges[-1] - edges[0]))).astype(np.int64)
     buckets[moments == edges[-1]] = num - 1

@@ -40,7 +40,7 @@ class WorkerLost(GroupFailed):
 
 
 class WorkerProcess:
-    """A worker, from outside."""
+    """A worker, as the load generator sees it."""
 
     def __init__(self, process: subprocess.Popen[bytes], control: Connection) -> None:
         self._process = process
@@ -252,7 +252,7 @@ class Workers:
         return [answers[process] for process in self._processes]
 
     def _wait(self, timeout_s: float) -> list[WorkerProcess]:
-        """Those that have said something."""
+        """Those that have sent something."""
         ready = wait([process.control for process in self._processes], max(0.0, timeout_s))
         return [process for process in self._processes if process.control in ready]
 
@@ -291,7 +291,7 @@ def add_up(parts: list[Totals]) -> Totals:
 
 
 def add_samples(totals: Totals, before: Totals) -> Totals:
-    """Keep the samples that nobody has seen yet."""
+    """The later totals, with the samples of both."""
     return replace(totals, ttft_s=before.ttft_s + totals.ttft_s, itl_s=before.itl_s + totals.itl_s)
 
 

@@ -102,8 +102,12 @@ class Fetching:
         death_fd, only_writer = os.pipe()  # closed by the kernel when this process ends
         work = asyncio.ensure_future(self._run_lanes(num_lanes, death_fd))
         stop, loop = Stop(), asyncio.get_running_loop()
+
+        def cancel() -> None:
+            loop.call_soon_threadsafe(work.cancel)
+
         try:
-            with stop.calling(lambda: loop.call_soon_threadsafe(work.cancel)):
+            with stop.calling(cancel):
                 await work
         except asyncio.CancelledError:
             kept = format_bytes(self._progress.done_bytes)
