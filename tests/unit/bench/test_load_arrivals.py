@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from tgis_cli.bench.load.arrivals import Pacing, Process
+from tgis_cli.bench.load.arrivals import ArrivalProcess, Pacing
 from tgis_cli.bench.load.calls import Arrivals
 
 
@@ -18,7 +18,7 @@ def intervals(pacing: Pacing, rate: float = 50.0) -> list[float]:
 
 
 def test_a_constant_rate_has_equal_intervals_and_the_calls_of_its_duration():
-    moments = Pacing(Process.CONSTANT, max_s=2.0).make_open(4.0, 0).due_s
+    moments = Pacing(ArrivalProcess.CONSTANT, max_s=2.0).make_open(4.0, 0).due_s
 
     assert moments == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75])
 
@@ -43,8 +43,8 @@ def test_the_same_seed_gives_the_same_moments():
 
 
 def test_whichever_limit_comes_first_ends_the_level():
-    assert len(Pacing(Process.CONSTANT, max_calls=3, max_s=10).make_open(10.0, 0).due_s or ()) == 3
-    assert len(Pacing(Process.CONSTANT, max_calls=300, max_s=1.0).make_open(10.0, 0).due_s or ()) == 10
+    assert len(Pacing(ArrivalProcess.CONSTANT, max_calls=3, max_s=10).make_open(10.0, 0).due_s or ()) == 3
+    assert len(Pacing(ArrivalProcess.CONSTANT, max_calls=300, max_s=1.0).make_open(10.0, 0).due_s or ()) == 10
 
 
 def test_a_trace_is_replayed_at_its_speed():
@@ -55,7 +55,7 @@ def test_a_trace_is_replayed_at_its_speed():
 
 def test_an_open_loop_knows_how_many_calls_it_has():
     assert Pacing(max_calls=50).make_open(2.0, 0).max_calls == 50
-    assert Pacing(Process.CONSTANT, max_s=1.0).make_open(10.0, 0).max_calls == 10
+    assert Pacing(ArrivalProcess.CONSTANT, max_s=1.0).make_open(10.0, 0).max_calls == 10
     assert Pacing().make_trace([0.0, 1.0, 4.0], 1.0).max_calls == 3
 
 
@@ -71,7 +71,7 @@ def test_a_closed_loop_passes_its_limits_on():
     [
         (Pacing(max_s=10.0).make_open(2.0, 0), 70.0),
         (Pacing(max_s=300.0).make_open(2.0, 0), 600.0),
-        (Pacing(Process.CONSTANT, max_calls=21).make_open(1.0, 0), 80.0),
+        (Pacing(ArrivalProcess.CONSTANT, max_calls=21).make_open(1.0, 0), 80.0),
         (Pacing().make_trace([0.0, 100.0], 1.0), 200.0),
     ],
 )

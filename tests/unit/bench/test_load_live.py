@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from array import array
 
 from load_results import make_result
 from screens import Terminal
-from simulated_server import Tick
 from tgis_cli.bench.load.detail import Level, read_detail
 from tgis_cli.bench.load.levels import Plan
 from tgis_cli.bench.load.live import Live
+from tgis_cli.bench.load.orders import Totals
 from tgis_cli.terminal.status_line import LINE_S
 
 
@@ -23,11 +24,11 @@ class Clock:
         return self.now
 
 
-def tick(seconds: float, **more: object) -> Tick:
+def tick(seconds: float, **more: object) -> Totals:
     """Eight streams of 100 tokens per second in all, 20 of each call."""
     facts = {"sent": int(8 + seconds), "in_flight": 8, "completed": int(5 * seconds)}
-    samples = {"output_tokens": int(100 * seconds), "ttft_s": (0.04, 0.06), "itl_s": (0.01,)}
-    return Tick(**(facts | samples | more))  # type: ignore[arg-type]
+    samples = {"output_tokens": int(100 * seconds), "ttft_s": array("f", [0.04, 0.06]), "itl_s": array("f", [0.01])}
+    return Totals(**(facts | samples | more))  # type: ignore[arg-type]
 
 
 def test_a_terminal_shows_the_level_below_those_that_are_done_and_nothing_afterwards():

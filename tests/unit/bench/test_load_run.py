@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulated_server import FakeClient, SimulatedServer, Tick
+from simulated_server import FakeClient, SimulatedServer
 from tgis_cli.bench.load import run as run_module
 from tgis_cli.bench.load import stop_rules
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.levels import DEFAULT_BUDGET_S, DEFAULT_WARMUP_S
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
+from tgis_cli.bench.load.orders import Totals
 from tgis_cli.bench.load.records import GeneratorHealth, Records
 from tgis_cli.bench.load.run import measure_generator, run_load
 from tgis_cli.bench.load.target import Target
@@ -37,8 +38,8 @@ def quick_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
 class RefusingServer(SimulatedServer):
     def run_level(self, arrivals: Arrivals, on_tick: Callable[[Any], None]) -> tuple[Records, GeneratorHealth]:
         records, health = super().run_level(arrivals, on_tick)
-        on_tick(Tick(sent=200))
-        on_tick(Tick(sent=400, failed=200))
+        on_tick(Totals(sent=200))
+        on_tick(Totals(sent=400, failed=200))
         status = np.full(len(records.index), 8)
         return dataclasses.replace(records, status=status, texts={8: "it is full"}), health
 

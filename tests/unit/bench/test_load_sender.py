@@ -188,7 +188,6 @@ def test_an_open_loop_drops_what_it_could_not_send_in_its_time(monkeypatch: pyte
         sender = make_sender(Arrivals(due_s=(0.0, 0.001, 0.002), max_s=0.01), channel)
         sender.start(monotonic())
         await sender.done
-        assert sorted(channel.cancelled) == [0, 1, 2]
         assert (sender.recorder.num_dropped, len(sender.recorder.columns.index)) == (3, 0)
 
     run(test)

@@ -28,7 +28,7 @@ class NotConnectedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Endpoint:
     """Where to connect. It can be pickled once its files are read."""
 
     host: str
@@ -46,9 +46,9 @@ class Target:
 class Channel:
     """It gives up after several failures in a row. A connection that breaks before it has answered anything counts."""
 
-    def __init__(self, target: Target, on_give_up: Callable[[str], None]) -> None:
+    def __init__(self, endpoint: Endpoint, on_give_up: Callable[[str], None]) -> None:
         self.num_queued = 0  # calls that found as many in flight as the server allows
-        self._target = target
+        self._endpoint = endpoint
         self._on_give_up = on_give_up
         self._connection: ClientConnection | None = None
         self._waiting: deque[ClientStream] = deque()
@@ -85,14 +85,14 @@ class Channel:
         self._send_waiting()
 
     async def _open(self, connection: ClientConnection) -> None:
-        host, files = self._target.host, self._target.files
+        host, files = self._endpoint.host, self._endpoint.files
         if files is not None and self._context is None:
             self._context = files.make_context()
             self._context.set_alpn_protocols(["h2"])
         transport, _ = await asyncio.get_running_loop().create_connection(
             lambda: connection,
             host,
-            self._target.port,
+            self._endpoint.port,
             ssl=self._context,
             server_hostname=(files.name or host) if files is not None else None,
         )

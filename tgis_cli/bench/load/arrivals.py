@@ -14,7 +14,7 @@ MAX_CALLS = 1_000_000  # of one level; their due times are made before it starts
 TAIL_S = 60.0  # for the last answers of an open loop, which gets as long as it has sent requests if that is longer
 
 
-class Process(StrEnum):
+class ArrivalProcess(StrEnum):
     """The random process, or the lack of one, by which the requests of an open loop come."""
 
     POISSON = "poisson"  # as from independent users
@@ -25,7 +25,7 @@ class Process(StrEnum):
 class Pacing:
     """How calls follow each other in an open loop, and when a level ends."""
 
-    process: Process = Process.POISSON
+    process: ArrivalProcess = ArrivalProcess.POISSON
     burstiness: float = 1.0  # shape of the gamma distribution of the intervals; below 1: bursts; 1: Poisson
     max_calls: int | None = None
     max_s: float | None = None
@@ -59,7 +59,7 @@ class Pacing:
 
     def _moments(self, rate: float) -> Iterator[float]:
         """When calls are due, from 0 on. The mean interval is 1/rate whatever the burstiness, as in vLLM's bench."""
-        if self.process is Process.CONSTANT:
+        if self.process is ArrivalProcess.CONSTANT:
             return (number / rate for number in count())
         rng = random.Random(self.seed)  # noqa: S311  reproducible
         intervals = (rng.gammavariate(self.burstiness, 1 / (rate * self.burstiness)) for _ in count())

@@ -9,47 +9,19 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.load.levels import Plan
+from tgis_cli.bench.load.orders import Totals
 from tgis_cli.terminal.status_line import LINE_S, StatusLine
 from tgis_server.words.layout import lay_out
 from tgis_server.words.sizes import format_count
 
 MAX_SAMPLES = 2000  # the latest ones, for percentiles
 RATE_S = 2.0  # over which rates are averaged
-
-
-class Progress(Protocol):
-    """Where a level is, as the sending processes report it."""
-
-    @property
-    def sent(self) -> int: ...
-    @property
-    def in_flight(self) -> int: ...
-    @property
-    def streaming(self) -> int:
-        """The calls in flight of which a token has arrived."""
-
-    @property
-    def oldest_s(self) -> float:
-        """For how long the oldest call has been in flight; 0 without one."""
-
-    @property
-    def completed(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def output_tokens(self) -> int: ...
-    @property
-    def ttft_s(self) -> Sequence[float]:
-        """Those since the last report, as in ``itl_s``."""
-
-    @property
-    def itl_s(self) -> Sequence[float]: ...
 
 
 @dataclass(slots=True)
@@ -61,12 +33,12 @@ class LevelSoFar:
     started_at: float
     max_s: float | None
     max_calls: int | None
-    progress: Progress | None = None
+    progress: Totals | None = None
     ttft_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     itl_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     history: deque[tuple[float, int, int]] = field(default_factory=deque)  # (time, calls completed, tokens)
 
-    def add(self, progress: Progress, now: float) -> None:
+    def add(self, progress: Totals, now: float) -> None:
         self.progress = progress
         self.ttft_s.extend(progress.ttft_s)
         self.itl_s.extend(progress.itl_s)
@@ -124,7 +96,7 @@ class Live:
         if self._line.is_live:
             self._line.show(lambda: self._describe(f"{plan.title}: starting"))
 
-    def tick(self, progress: Progress) -> None:
+    def tick(self, progress: Totals) -> None:
         assert self._level is not None, "a level has been started"
         level, now = self._level, self._clock()
         level.add(progress, now)

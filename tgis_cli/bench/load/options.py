@@ -16,7 +16,7 @@ import typer
 
 from tgis_cli.bench.lists import read_list
 from tgis_cli.bench.load.amount import check_amount
-from tgis_cli.bench.load.arrivals import Pacing, Process
+from tgis_cli.bench.load.arrivals import ArrivalProcess, Pacing
 from tgis_cli.bench.load.levels import DEFAULT_STREAMS, DefaultLevels, FixedLevels, GoodputSearch, Plan, Strategy, Sweep
 from tgis_cli.bench.load.objectives import Objective, parse_objectives
 from tgis_cli.bench.load.shapes import Lengths
@@ -114,9 +114,9 @@ OPTIONS: dict[str, Any] = dict(
             "arrival",
             str | None,
             ARRIVAL,
-            "|".join(Process),
+            "|".join(ArrivalProcess),
             "Intervals between the requests of an open loop. [default: poisson]",
-            autocompletion=lambda: list(Process),
+            autocompletion=lambda: list(ArrivalProcess),
         ),
         option(
             "burstiness",
@@ -297,8 +297,8 @@ def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
         if not 0 < seconds < math.inf:
             raise UsageError(f"--duration is {given['duration']}, but must be a number of seconds above 0, such as 10.")
         values["duration"] = seconds
-    if "arrival" in given and given["arrival"] not in list(Process):
-        raise UsageError(explain_no_choice("--arrival", given["arrival"], Process))
+    if "arrival" in given and given["arrival"] not in list(ArrivalProcess):
+        raise UsageError(explain_no_choice("--arrival", given["arrival"], ArrivalProcess))
     return values
 
 
@@ -314,7 +314,7 @@ def check_together(given: Mapping[str, Any]) -> None:
     for name in ("arrival", "burstiness"):
         if name in given and not is_open:
             raise UsageError(f"{as_flag(name)} is for an open loop: give --rate or --goodput too.")
-    if given.get("arrival") == Process.CONSTANT and "burstiness" in given:
+    if given.get("arrival") == ArrivalProcess.CONSTANT and "burstiness" in given:
         raise UsageError("--burstiness has no effect with --arrival constant: leave one of them out.")
     if "prompts" in given and (name := next((each for each in ("input_tokens", "shared_prefix") if each in given), "")):
         raise UsageError(f"--prompts gives whole prompts, so {as_flag(name)} has no effect: leave one of them out.")
@@ -377,7 +377,7 @@ def make_pacing(given: Mapping[str, Any]) -> Pacing:
     if max_s is None and "requests" not in given:
         max_s = DEFAULT_LEVEL_S if is_default else LEVEL_S
     return Pacing(
-        Process(given.get("arrival", Process.POISSON)),
+        ArrivalProcess(given.get("arrival", ArrivalProcess.POISSON)),
         read_positive(given, "burstiness") or 1.0,
         given.get("requests"),
         max_s,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, islice
 
-from tgis_cli.bench.http2.channel import Target
+from tgis_cli.bench.http2.channel import Endpoint
 from tgis_cli.bench.load.calls import Arrivals, Feed
-from tgis_cli.bench.load.columns import Columns, WorkerHealth
+from tgis_cli.bench.load.columns import Columns, WorkerHealth, floats
 
 TICK_S = 0.25  # between totals
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    target: Target
+    endpoint: Endpoint
     feed: Feed
     has_stamps: bool  # the server is the null server, whose frames carry stamps
 
@@ -88,7 +88,7 @@ class Go:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Cut:
     """Cut the level: cancel what is in flight."""
 
 
@@ -114,17 +114,17 @@ class GaveUp:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Of a level so far, with some of the latest latencies in seconds."""
+    """What has happened in a level so far, with some of the latest latencies in seconds."""
 
-    sent: int
-    in_flight: int
-    streaming: int  # calls in flight of which a token has arrived
-    oldest_s: float  # of those in flight: seconds since the oldest one was due; 0 without one
-    completed: int
-    failed: int
-    output_tokens: int
-    ttft_s: array[float]
-    itl_s: array[float]
+    sent: int = 0
+    in_flight: int = 0
+    streaming: int = 0  # calls in flight of which a token has arrived
+    oldest_s: float = 0.0  # seconds since the oldest call in flight was due; 0 without one
+    completed: int = 0
+    failed: int = 0
+    output_tokens: int = 0
+    ttft_s: array[float] = field(default_factory=floats)
+    itl_s: array[float] = field(default_factory=floats)
 
 
 @dataclass(frozen=True, slots=True)

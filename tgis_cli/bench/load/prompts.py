@@ -114,10 +114,11 @@ def keep_exact(vocabulary: Vocabulary, count_tokens: CountTokens) -> Vocabulary 
     wrong more often than others.
     """
     rng = random.Random(0)  # noqa: S311  reproducible
+    num_expected = TRIAL_WORDS + vocabulary.num_special
     for _ in range(MAX_ROUNDS):
         trials = [rng.choices(vocabulary.words, k=TRIAL_WORDS) for _ in range(NUM_TRIALS)]
         counts = count_tokens([vocabulary.joint.join(trial) for trial in trials])
-        wrong = [trial for trial, count in zip(trials, counts, strict=True) if count != num_expected(vocabulary)]
+        wrong = [trial for trial, count in zip(trials, counts, strict=True) if count != num_expected]
         if not wrong:
             return vocabulary
         seen, blamed = (Counter(word for trial in some for word in set(trial)) for some in (trials, wrong))
@@ -127,7 +128,3 @@ def keep_exact(vocabulary: Vocabulary, count_tokens: CountTokens) -> Vocabulary 
             return None
         vocabulary = replace(vocabulary, words=kept)
     return None
-
-
-def num_expected(vocabulary: Vocabulary) -> int:
-    return TRIAL_WORDS + vocabulary.num_special

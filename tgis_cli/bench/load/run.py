@@ -27,9 +27,10 @@ from tgis_cli.bench.load.levels import (
     Plan,
     find_knee,
 )
-from tgis_cli.bench.load.live import Live, Progress
+from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.notes import describe_goodput, list_notes, list_problems, say_of
 from tgis_cli.bench.load.options import ARRIVALS, MAX_WARMUP_BY_DEFAULT, LoadOptions
+from tgis_cli.bench.load.orders import Totals
 from tgis_cli.bench.load.prompt_file import PromptFile, open_prompt_file
 from tgis_cli.bench.load.prompts import Vocabulary
 from tgis_cli.bench.load.records import GeneratorHealth, Records
@@ -47,15 +48,15 @@ CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once: with
 SEARCH_WORKERS = 4  # for a load that grows until the server has enough
 
 
-class Sender(Protocol):
+class LoadGenerator(Protocol):
     """The processes that send calls, such as ``Workers``."""
 
-    def run_level(self, arrivals: Arrivals, on_tick: Callable[[Progress], None]) -> tuple[Records, GeneratorHealth]: ...
+    def run_level(self, arrivals: Arrivals, on_tick: Callable[[Totals], None]) -> tuple[Records, GeneratorHealth]: ...
     def stop(self) -> None:
         """End the level: what is in flight is cut. It may be called in a signal handler."""
 
 
-OpenSender = Callable[[Target, Feed, int], contextlib.AbstractContextManager[Sender]]
+OpenSender = Callable[[Target, Feed, int], contextlib.AbstractContextManager[LoadGenerator]]
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class LoadRun:
     target: Target
     feed: SyntheticFeed | PromptFile
     live: Live
-    sender: Sender
+    sender: LoadGenerator
     levels: list[Level] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -114,7 +115,7 @@ class LoadRun:
         limit_s = None if plan.limit_s is None else DEFAULT_WARMUP_S
         arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, limit_s=limit_s, first_index=first_index)
 
-        def tell(progress: Progress) -> None:
+        def tell(progress: Totals) -> None:
             tokens = format_count(progress.output_tokens, "token")
             self.live.say(f"{doing}: {progress.completed} completed, {tokens}")
 
@@ -161,10 +162,10 @@ class LoadRun:
             pacing = dataclasses.replace(pacing, max_s=None)
         return pacing.make_trace(self.feed.starts, self.options.speed or 1.0)
 
-    def _send(self, arrivals: Arrivals, on_tick: Callable[[Progress], None]) -> tuple[Records, GeneratorHealth]:
+    def _send(self, arrivals: Arrivals, on_tick: Callable[[Totals], None]) -> tuple[Records, GeneratorHealth]:
         rules, reason = StopRules(), ""
 
-        def tick(progress: Progress) -> None:
+        def tick(progress: Totals) -> None:
             nonlocal reason
             if not self.is_cut and (reason := rules.find_reason(progress, time.monotonic())):
                 self.stop()
@@ -280,7 +281,7 @@ def check_prefix(options: LoadOptions, num_special: int) -> None:
 
 
 @contextlib.contextmanager
-def open_workers(target: Target, feed: Feed, num_workers: int) -> Iterator[Sender]:
+def open_workers(target: Target, feed: Feed, num_workers: int) -> Iterator[LoadGenerator]:
     from tgis_cli.bench.load.workers import Workers
 
     with Workers.open(target.address, target.files, feed, num_workers) as workers:

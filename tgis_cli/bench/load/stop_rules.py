@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tgis_cli.bench.load.live import Progress
+from tgis_cli.bench.load.orders import Totals
 
 STALL_S = 60.0  # a server that has begun its answers and sends nothing for so long will not send more
 SILENCE_S = 600.0  # a long prompt, or a long unary answer, may take minutes before anything is sent
@@ -25,7 +25,7 @@ class StopRules:
     heard: tuple[int, int, int] = (0, 0, 0)  # the same, and calls that failed
     heard_at: float | None = None
 
-    def find_reason(self, progress: Progress, now: float) -> str:
+    def find_reason(self, progress: Totals, now: float) -> str:
         """A clause that says why the level has to end; empty if it can go on."""
         served = progress.output_tokens, progress.completed
         heard = *served, progress.failed

@@ -13,10 +13,10 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tgis_cli.bench.http2.channel import CONNECT_S, Target
+from tgis_cli.bench.http2.channel import CONNECT_S, Endpoint
 from tgis_cli.bench.load.calls import Arrivals, Feed
 from tgis_cli.bench.load.columns import floats
-from tgis_cli.bench.load.orders import TICK_S, Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Stop, Totals, split
+from tgis_cli.bench.load.orders import TICK_S, Cut, Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Totals, split
 from tgis_cli.clients.address import Address, mask
 from tgis_cli.clients.no_connection import explain_no_connection
 from tgis_cli.clients.tls_files import TlsFiles
@@ -140,7 +140,7 @@ class Workers:
         """
         if tls_files is not None:
             tls_files.for_grpc()  # reads all files, which may be pipes, before they go to several processes
-        setup = Setup(Target(address.host, address.port, tls_files), feed, has_stamps)
+        setup = Setup(Endpoint(address.host, address.port, tls_files), feed, has_stamps)
         with contextlib.ExitStack() as stack:
             processes = []
             for _ in range(num_workers):
@@ -197,7 +197,7 @@ class Workers:
                 is_told = True
                 for process in list(self._processes):
                     with self._losing(process):
-                        process.send(Stop())
+                        process.send(Cut())
             for process in self._wait(next_tick - time.monotonic()):
                 heard_at[process] = time.monotonic()
                 with self._losing(process):
