@@ -1,8 +1,8 @@
-"""A server of the public API that generates nothing: it only sends frames, stamped with the moment of their sending.
+"""A server of the public API that generates nothing: it only sends frames, each stamped with the time of sending.
 
 ``python -m tgis_cli.bench.null_server --interval-ms 10`` prints its port and serves until it is ended. All streams get
 a frame at the same moment, as from one step of a real server. Words are its tokens. It is written at the level of
-HTTP/2 frames, because a Python server of gRPC would be slower than the client that it is to measure.
+HTTP/2 frames, because a gRPC server in Python would be slower than the client that it measures.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ STAMP_BYTES = 9  # of 7 bits: enough for 292 years of nanoseconds
 MAX_TOKENS = b"\x38\x01"  # the stop reason
 TEXT = b"\x22\x05 word"
 SEED = b"\x50"  # followed by the stamp
-
 
 HEAD = (":status", "200"), ("content-type", "application/grpc")
 ANSWER_HEAD = encode_headers(*HEAD)
@@ -104,7 +103,7 @@ class Steps:
         self._due = 0.0
 
     def add(self, connection: ServerConnection) -> None:
-        """It has something to send in each step."""
+        """Let the connection send something in each step."""
         self._connections.add(connection)
         if self._timer is None:
             self._due = monotonic()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
 from array import array
+
+import pytest
 
 from load_results import make_result
 from screens import Terminal
+from tgis_cli.bench.load import live as live_module
 from tgis_cli.bench.load.detail import Level, read_detail
 from tgis_cli.bench.load.levels import Plan
 from tgis_cli.bench.load.live import Live
@@ -70,13 +74,35 @@ def show_elsewhere(*moments: float) -> list[str]:
 def test_elsewhere_there_is_a_line_every_ten_seconds_and_one_for_each_level():
     lines = show_elsewhere(*(0.25 * number for number in range(1, int(25 / 0.25))))
 
-    assert [line.partition(",")[0] for line in lines[:-1]] == ["Making prompts", *["4 requests/s"] * 2]
-    assert lines[1].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
+    assert [line.partition(",")[0] for line in lines[:-1]] == ["4 requests/s"] * 2
+    assert lines[0].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
     assert lines[-1].startswith("4 streams, ")
 
 
 def test_a_short_level_has_only_the_line_of_its_end():
-    assert len(show_elsewhere(1.0, LINE_S - 1)) == 2  # beside that of the preparation
+    assert len(show_elsewhere(1.0, LINE_S - 1)) == 1
+
+
+class Watched(io.StringIO):
+    """Notes that something is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_written = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.is_written.set()
+        return super().write(text)
+
+
+def test_a_preparation_that_takes_long_is_shown_even_if_it_tells_nothing_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(live_module, "LINE_S", 0.01)
+    stream, clock = Watched(), Clock()
+    with Live(stream, {}, clock).doing("Making prompts"):
+        clock.now = 1.0
+        assert stream.is_written.wait(60)
+
+    assert stream.getvalue() == "Making prompts\n"
 
 
 def test_a_level_whose_calls_are_all_sent_is_finishing():

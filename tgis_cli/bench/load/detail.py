@@ -70,7 +70,7 @@ class Level:
     total_tokens_per_s: Estimate
     whole_output_tokens_per_s: float  # of the whole level, ramp-up and tail included
     latencies: dict[str, Distribution]  # ttft, itl, tpot, e2e; of open loops also ttft_intended, e2e_intended
-    num_judged: int  # requests of the steady window that could meet the objectives, failed ones too; 0 without any
+    num_judged: int  # requests that should have met the objectives: those of the steady window, and all unserved ones
     num_good: int  # of these: answered, and they met all
     generator: dict[str, Any]  # workers, send_lag_p99_s, loop_lag_p99_s, cpu_share, cpu_us_per_token, ...
     server: dict[str, Any] | None  # differences of /metrics over the level; None without it

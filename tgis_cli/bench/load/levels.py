@@ -25,7 +25,7 @@ class Plan:
 
     concurrency: int | None = None
     rate: float | None = None  # requests per second
-    limit_s: float | None = field(default=None, compare=False)  # cancel what is in flight then; None: see ``Pacing``
+    limit_s: float | None = field(default=None, compare=False)  # seconds until the level is ended; None: see ``Pacing``
 
     @property
     def title(self) -> str:

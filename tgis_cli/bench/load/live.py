@@ -6,10 +6,12 @@ and one for each level.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -87,6 +89,7 @@ class Live:
     def __init__(self, stream: TextIO, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
+        self._began_at = clock()
         self._line = StatusLine(stream, environ, clock, elsewhere_every_s=LINE_S)
         self._done: list[tuple[str, ...]] = []
         self._level: LevelSoFar | None = None
@@ -104,8 +107,21 @@ class Live:
             self._line.show(lambda: self._describe(level.describe(now)))
 
     def say(self, what: str) -> None:
-        """Show what is going on before the first level."""
-        self._line.show(lambda: what)
+        """Show what is going on before the first level; elsewhere than on a terminal, only if that takes long."""
+        if self._line.is_live or self._clock() - self._began_at >= LINE_S:
+            self._line.show(lambda: what)
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Say so at the start of the block, and again if it takes long."""
+        self.say(what)
+        again = threading.Timer(LINE_S, self.say, (what,))
+        again.daemon = True
+        again.start()
+        try:
+            yield
+        finally:
+            again.cancel()
 
     def end_level(self, level: Level) -> None:
         self._done.append(describe_row(level))

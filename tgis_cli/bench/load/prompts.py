@@ -1,4 +1,4 @@
-"""Texts that have exactly as many tokens as asked for, by the server's own tokenizer.
+"""Texts that have exactly as many tokens as asked for, as the server's own tokenizer counts them.
 
 They are made of words of one token each, so that a text of any length can be made without asking the server again.
 Before the run, the server is asked which words those are.
@@ -75,16 +75,16 @@ class Vocabulary:
         )
 
     def make_words(self, rng: random.Random, num_words: int, number: int | None = None) -> list[str]:
-        """Words that make as many tokens, besides the special ones.
+        """So many words, which are as many tokens, special ones not included.
 
         Args:
-            number: the first words spell it, so that texts with different numbers begin differently.
+            number: spelt by the first words, so that texts with different numbers begin differently.
         """
         first = [] if number is None else self._spell(number, min(num_words, MAX_DIGITS))
         return first + rng.choices(self.words, k=num_words - len(first))
 
     def _spell(self, number: int, most: int) -> list[str]:
-        """A number in words, least digit first, in at most so many digits."""
+        """A number with words as its digits, the lowest first, and at most so many of them."""
         digits: list[str] = []
         while len(digits) < most and (number or len(digits) < MIN_DIGITS):
             number, digit = divmod(number, len(self.words))

@@ -307,20 +307,19 @@ def run_load(
     Raises:
         TgisError: the options do not suit the server, or it is gone before the first level.
     """
-    live.say("Making prompts")
-    try:
-        with open_feed(options, target) as feed:
-            live.say("Examining this machine")
+    with contextlib.ExitStack() as stack:
+        stack.callback(live.clear)
+        with live.doing("Making prompts"):
+            feed = stack.enter_context(open_feed(options, target))
+        with live.doing("Examining this machine"):
             fingerprint = make_fingerprint(
                 os.environ, model=describe_model(target), server=describe_server(target), run=dict(options.given)
             )
             num_workers = options.workers or choose_workers(options, feed)
-            with open_sender(target, feed, num_workers) as sender:
-                run = LoadRun(options, target, feed, live, sender)
-                with on_start(run):
-                    run.run()
-    finally:
-        live.clear()
+            sender = stack.enter_context(open_sender(target, feed, num_workers))
+        run = LoadRun(options, target, feed, live, sender)
+        with on_start(run):
+            run.run()
     return make_result(run, fingerprint)
 
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.records import Doubles, Records
 
-RAMP_UP = 0.3  # of the arrivals: a server that was idle fills up, which is no trend
+RAMP_UP = 0.3  # of the arrivals do not count: latencies rise while an idle server fills up, which is no trend
 EARLY, LATE = (RAMP_UP, 0.5), (0.8, 1.0)  # parts of the arrivals whose latencies are compared
 MIN_CALLS = 11  # after the ramp-up; in fewer, not even latencies in ascending order are a significant trend
-DEVIATIONS = 3.0  # of the rank correlation of calls without a trend
-MIN_RISE = 1.4  # of the median latency from the early part to the late one: full servers have short queues, too
-MIN_GROWTH = 0.1  # of the calls of the later half: a smaller backlog is no failure to keep up
+DEVIATIONS = 3.0  # standard deviations of the rank correlation of calls without a trend
+MIN_RISE = 1.4  # of the median latency from the early part to the late one; a full server may have a short queue
+MIN_GROWTH = 0.1  # of the backlog, as a share of the later half of the calls; also the share that may stay unserved
 
 
 def is_saturated(records: Records, num_unserved: int = 0) -> bool:

@@ -49,7 +49,7 @@ class WorkerProcess:
     @classmethod
     def start(cls, environ: Mapping[str, str] = os.environ) -> WorkerProcess:
         ours, theirs = socket.socketpair()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SILENCE_S), 0))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_S), 0))
         with theirs:
             process = subprocess.Popen(
                 make_command("-m", "tgis_cli.bench.load.worker", str(theirs.fileno()), str(os.getpid())),
@@ -70,7 +70,7 @@ class WorkerProcess:
         try:
             self.control.send(order)
         except BlockingIOError:
-            raise WorkerLost(explain_silence(SILENCE_S)) from None
+            raise WorkerLost(explain_silence(START_S)) from None
         except OSError:
             self.explain_end()
 
@@ -136,7 +136,7 @@ class Workers:
         Raises:
             UsageError: a TLS file cannot be used.
             Unavailable: there is no connection; the sentence says why.
-            GroupFailed: a worker ended.
+            GroupFailed: a worker has ended or does not respond.
         """
         if tls_files is not None:
             tls_files.for_grpc()  # reads all files, which may be pipes, before they go to several processes
@@ -192,7 +192,7 @@ class Workers:
         latest: dict[WorkerProcess, Totals] = {}
         heard_at = dict.fromkeys(self._processes, time.monotonic())
         next_tick, is_told = time.monotonic() + TICK_S, False
-        while len(done) < len(self._processes):
+        while any(process not in done for process in self._processes):
             if self._is_cut and not is_told:
                 is_told = True
                 for process in list(self._processes):
@@ -217,7 +217,7 @@ class Workers:
                 next_tick = time.monotonic() + TICK_S
                 on_tick(add_up(list(latest.values())))
                 latest = {process: without_samples(totals) for process, totals in latest.items()}
-        return [done[process] for process in self._processes]
+        return list(done.values())
 
     @contextlib.contextmanager
     def _losing(self, process: WorkerProcess) -> Iterator[None]:
