@@ -108,7 +108,7 @@ def find_problems(result: Result, loads: tuple[tuple[Records, GeneratorHealth], 
         if (records.status != 0).any()
     ]
     late = [
-        f"{figure.estimate.value * 1000:.1f} ms at {figure.name.rpartition('_')[2]}"
+        f"{figure.estimate.value * 1000:.3g} ms at {figure.name.rpartition('_')[2]}"
         for figure in result.figures
         if figure.name in ("added_delay_p50", "added_delay_p95") and figure.estimate.value > MAX_DELAY_S
     ]

@@ -17,7 +17,7 @@ from simulated_server import FakeClient, SimulatedServer
 from tgis_cli.bench.load import run as run_module
 from tgis_cli.bench.load import stop_rules
 from tgis_cli.bench.load.calls import Arrivals
-from tgis_cli.bench.load.levels import DEFAULT_BUDGET_S, DEFAULT_WARMUP_S
+from tgis_cli.bench.load.levels import DEFAULT_BUDGET_S, DEFAULT_WARMUP_S, DefaultLevels
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.orders import Totals
@@ -100,6 +100,12 @@ def test_a_duration_is_in_seconds(text: str):
     options = LoadOptions.from_flags({"duration": text}, Parameters())
 
     assert (options.pacing.max_s, options.given["duration"]) == (5.0, 5.0)
+
+
+def test_the_levels_of_a_run_without_options_are_as_long_with_prompts_of_a_file():
+    options = LoadOptions.from_flags({"prompts": "p.jsonl"}, Parameters())
+
+    assert (options.strategy, options.pacing.max_s) == (DefaultLevels(5.0), 5.0)
 
 
 def test_a_limit_on_requests_makes_a_high_rate_possible():

@@ -373,7 +373,7 @@ def read_positive(given: Mapping[str, Any], name: str) -> float | None:
 
 def make_pacing(given: Mapping[str, Any]) -> Pacing:
     max_s: float | None = given.get("duration")
-    is_default = not any(name in given for name in (*ARRIVALS, "prompts"))
+    is_default = not any(name in given for name in ARRIVALS)
     if max_s is None and "requests" not in given:
         max_s = DEFAULT_LEVEL_S if is_default else LEVEL_S
     return Pacing(
