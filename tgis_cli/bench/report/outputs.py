@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -45,15 +46,14 @@ class Outputs:
     html: str | None = None
     is_verbose: bool = False
 
-    def check(self, prompts: str | None = None) -> None:
+    def check(self, inputs: Mapping[str, str | Path | None] = MappingProxyType({})) -> None:
         """Called before the measurement, so that it is not lost.
 
         Args:
-            prompts: a file that is read.
+            inputs: by option, the files that the command reads; ``None`` if they are not given.
 
         Raises:
-            UsageError: a file cannot be written, would replace the prompts, or two results would be written to one
-                place.
+            UsageError: a file cannot be written, would replace an input, or two results would be written to one place.
         """
         given = self._given
         for number, (flag, path) in enumerate(given):
@@ -66,8 +66,9 @@ class Outputs:
                 )
             if path == STDOUT:
                 continue
-            if prompts is not None and is_same(prompts, path):
-                raise UsageError(f"{flag} would replace the file of --prompts, {prompts}: choose another file.")
+            for read_by, name in inputs.items():
+                if name is not None and is_same(str(name), path):
+                    raise UsageError(f"{flag} would replace the file of {read_by}, {name}: choose another file.")
             check_file(flag, Path(path))
 
     def refuse(self, why: str) -> None:
