@@ -84,7 +84,7 @@ SPECS = (
     Spec("tgi_step_device_duration", "histogram", "seconds", "Model and sampling, once per step."),
     Spec("tgi_kv_blocks_used", "gauge", "blocks", "KV blocks used by running sequences."),
     Spec("tgi_kv_blocks_total", "gauge", "blocks", "KV blocks of the engine."),
-    Spec("tgi_prefix_cache_blocks", "gauge", "blocks", "KV blocks in the prefix cache; running sequences may use them."),
+    Spec("tgi_prefix_cache_blocks", "gauge", "blocks", "KV blocks in the prefix cache, used ones included."),
     Spec("tgi_prefix_cache_hit_tokens", "counter", "tokens", "Prompt tokens found in the prefix cache."),
     Spec("tgi_preemption_count", "counter", "sequences", "Sequences preempted because KV blocks ran out."),
     # Tokenize
