@@ -56,6 +56,16 @@ CASES = (
     ),
     Case(
         "TgisHasNoPods",
+        "pods of a StatefulSet cannot be scheduled",
+        {
+            f"tgi_ready{{{A}}}": "1x10 stale",
+            f"up{{{A}}}": "1x10 stale",
+            f"kube_statefulset_replicas{{{DEPLOYMENT.replace('deployment', 'statefulset')}}}": "2x80",
+        },
+        True,
+    ),
+    Case(
+        "TgisHasNoPods",
         "it was scaled to zero",
         {
             f"tgi_ready{{{A}}}": "1x10 stale",
