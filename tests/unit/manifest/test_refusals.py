@@ -10,6 +10,8 @@ import pytest
 
 from in_process import run_in_process
 from manifests import MODEL, make, write_model
+from tgis_cli.commands import manifest as command
+from tgis_cli.manifest.wanted import AUTOSCALERS, TARGETS
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
@@ -58,6 +60,10 @@ def test_contradictions_name_both_options(wanted: dict[str, Any], sentence: str,
         make(environ, **wanted)
 
     assert re.search(sentence, str(refused.value))
+
+
+def test_the_help_offers_what_is_accepted() -> None:
+    assert (command.TARGETS, command.AUTOSCALERS) == (TARGETS, AUTOSCALERS)
 
 
 @pytest.mark.parametrize("source", [None, "hub"])
