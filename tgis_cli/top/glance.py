@@ -36,7 +36,7 @@ class Glance:
     model: str
     mode: str  # "rehearsal", "demo model" or empty
     state: str  # "ready", "starting", "draining", "failed", "no answer"
-    reason: str = ""  # why it is not ready
+    reason: str = ""  # why it is not ready, or why its metrics cannot be read
     up_s: float | None = None
     restarted_at: float | None = None  # while it was watched; since the epoch
     requests_per_s: float | None = None
@@ -103,7 +103,6 @@ def make_glance(
         "model": str(facts.get("model", "")),
         "mode": str(facts.get("mode", "")),
         "state": STATES.get(state, state),
-        "reason": str(facts.get("error", "")),
         "up_s": up_s if isinstance(up_s := facts.get("up_s"), int | float) else None,
         "processes": processes,
     }
