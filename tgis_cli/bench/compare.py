@@ -20,7 +20,7 @@ MAX_EXPONENT = 300.0  # of e, from which an interval counts as unbounded
 CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ in each run
 
 
-class Change(StrEnum):
+class Judgment(StrEnum):
     REGRESSION = "regression"  # larger than allowed, and larger than noise
     WORSE = "worse"  # larger than noise, but allowed
     BETTER = "better"
@@ -39,7 +39,7 @@ class Row:
     old: Estimate
     new: Estimate
     ratio: Estimate  # new / old; NaN if one of them is 0
-    change: Change
+    change: Judgment
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Table:
 
     @property
     def regressions(self) -> list[Row]:
-        return [row for row in self.rows if row.change is Change.REGRESSION]
+        return [row for row in self.rows if row.change is Judgment.REGRESSION]
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -143,29 +143,32 @@ def distance(value: float, end: float) -> float:
     return abs(math.log(value / end)) if end > 0 else math.inf
 
 
-def judge(old: Figure, new: Figure, ratio: Estimate, max_regress: float) -> Change:
+def judge(old: Figure, new: Figure, ratio: Estimate, max_regress: float) -> Judgment:
     if math.isnan(ratio.value):
         return judge_zero(old, new)
     if not ratio.interval:
-        return Change.UNKNOWN
+        return Judgment.UNKNOWN
     low, high = ratio.interval
     if low <= 1 <= high:
-        return Change.NOISE
-    if (ratio.value > 1) == (old.better == "higher"):
-        return Change.BETTER
-    allowed = 1 + max_regress if old.better == "lower" else 1 - max_regress
-    is_beyond = ratio.value > allowed if old.better == "lower" else ratio.value < allowed
-    return Change.REGRESSION if is_beyond else Change.WORSE
+        return Judgment.NOISE
+    if is_better(old, new):
+        return Judgment.BETTER
+    is_beyond = ratio.value > 1 + max_regress if old.better == "lower" else ratio.value < 1 - max_regress
+    return Judgment.REGRESSION if is_beyond else Judgment.WORSE
 
 
-def judge_zero(old: Figure, new: Figure) -> Change:
+def judge_zero(old: Figure, new: Figure) -> Judgment:
     """Where one value is 0, as shares of failures are, there is no ratio: the intervals must not touch."""
     before, after = find_ends(old), find_ends(new)
     if not (before and after):
-        return Change.UNKNOWN
+        return Judgment.UNKNOWN
     if before[0] <= after[1] and after[0] <= before[1]:
-        return Change.NOISE
-    return Change.BETTER if (new.estimate.value > old.estimate.value) == (old.better == "higher") else Change.REGRESSION
+        return Judgment.NOISE
+    return Judgment.BETTER if is_better(old, new) else Judgment.REGRESSION
+
+
+def is_better(old: Figure, new: Figure) -> bool:
+    return (new.estimate.value > old.estimate.value) == (old.better == "higher")
 
 
 def find_ends(figure: Figure) -> tuple[float, float] | None:
@@ -190,7 +193,7 @@ def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
     if differences := describe_differences(flatten(old.fingerprint), flatten(new.fingerprint)):
         more = [f"{len(differences) - MAX_NAMED} more"] if len(differences) > MAX_NAMED else []
         yield f"The environments differ in {'; '.join(differences[:MAX_NAMED] + more)}."
-    if unknown := sum(row.change is Change.UNKNOWN for row in rows):
+    if unknown := sum(row.change is Judgment.UNKNOWN for row in rows):
         yield (
             f"Changes in {format_count(unknown, 'figure')} without an interval cannot be told from noise, so they "
             "never count as regressions."

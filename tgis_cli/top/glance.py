@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tgis_cli.clients.answer import format_latency, format_rate
-from tgis_cli.clients.metrics import ITL, PERCENTILES, PROMPT_TOKENS, QUEUE, STEP, TTFT, Change, Histogram
-from tgis_cli.top.processes import Process
-from tgis_cli.top.window import RATE_S, WINDOW_S, Point, Window
+from tgis_cli.clients.metrics import ITL, PERCENTILES, QUEUE, STEP, TTFT, Change, Histogram, Scrape
+from tgis_cli.top.processes import ServerProcess
+from tgis_cli.top.window import RATE_S, RUNNING, WAITING, WINDOW_S, Point, Window, read_rates
 from tgis_server.words.control_characters import escape_controls
 
 READY, NO_ANSWER = "ready", "no answer"
@@ -56,7 +56,7 @@ class Glance:
     prefix_hit_share: float | None = None
     preemptions: int | None = None
     failures: dict[str, int] | None = None
-    processes: Sequence[Process] = ()
+    processes: Sequence[ServerProcess] = ()
     history: Sequence[Point] = ()  # one for each look; oldest first
 
     @property
@@ -88,7 +88,7 @@ class Glance:
 
 
 def make_glance(
-    url: str, facts: Mapping[str, Any], window: Window | None, processes: Sequence[Process], **more: Any
+    url: str, facts: Mapping[str, Any], window: Window | None, processes: Sequence[ServerProcess], **more: Any
 ) -> Glance:
     """
     Args:
@@ -107,15 +107,18 @@ def make_glance(
         "processes": processes,
     }
     if window is not None and window.scrapes:
-        known |= read_gauges(window) | read_rates(window.over(RATE_S)) | read_latencies(window.over(WINDOW_S))
+        known |= read_gauges(window.scrapes[-1])
+        if (recent := window.over(RATE_S)) is not None:
+            known |= read_rates(recent)
+        if (minute := window.over(WINDOW_S)) is not None:
+            known |= read_latencies(minute)
     return Glance(**known | more)
 
 
-def read_gauges(window: Window) -> dict[str, Any]:
-    now = window.scrapes[-1]
+def read_gauges(now: Scrape) -> dict[str, Any]:
     names = {
-        "running": "tgi_batch_current_size",
-        "waiting": "tgi_queue_size",
+        "running": RUNNING,
+        "waiting": WAITING,
         "calls_in_flight": "tgi_calls_in_flight",
         "kv_blocks_used": "tgi_kv_blocks_used",
         "kv_blocks_total": "tgi_kv_blocks_total",
@@ -123,19 +126,7 @@ def read_gauges(window: Window) -> dict[str, Any]:
     return {field: round(now.total(name)) for field, name in names.items()}
 
 
-def read_rates(change: Change | None) -> dict[str, Any]:
-    if change is None:
-        return {}
-    return {
-        "requests_per_s": change.count("tgi_request_count") / change.seconds,
-        "output_tokens_per_s": change.num_output_tokens / change.seconds,
-        "prompt_tokens_per_s": change.count(PROMPT_TOKENS) / change.seconds,
-    }
-
-
-def read_latencies(change: Change | None) -> dict[str, Any]:
-    if change is None:
-        return {}
+def read_latencies(change: Change) -> dict[str, Any]:
     return {
         "window_s": change.seconds,
         "queue": to_latency(change.histogram(QUEUE)),

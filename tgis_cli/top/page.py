@@ -10,7 +10,7 @@ from tgis_cli.clients.answer import format_latency, format_rate
 from tgis_cli.clients.server_table import format_age
 from tgis_cli.terminal.capabilities import BOLD, DIM, paint
 from tgis_cli.top.glance import READY, Glance, Latency, format_share, or_dash
-from tgis_cli.top.processes import Process
+from tgis_cli.top.processes import ServerProcess
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import count_columns, wrap
 from tgis_server.words.sizes import format_bytes, format_count
@@ -117,7 +117,7 @@ def make_facts(glance: Glance, columns: int) -> list[str]:
     return [crop(line, columns) for line in lines]
 
 
-def make_processes(processes: Sequence[Process], free: int | None, columns: int, style: Style) -> list[str]:
+def make_processes(processes: Sequence[ServerProcess], free: int | None, columns: int, style: Style) -> list[str]:
     """A row for each process; those without room are added up in the last row.
 
     Args:
@@ -133,7 +133,7 @@ def make_processes(processes: Sequence[Process], free: int | None, columns: int,
     return [style.paint(crop(head, columns), DIM), *(crop(line, columns) for line in lines)]
 
 
-def make_process(name: str, pid: str, processes: Sequence[Process]) -> str:
+def make_process(name: str, pid: str, processes: Sequence[ServerProcess]) -> str:
     memory = format_bytes(sum(process.memory_bytes for process in processes))
     cpu = sum(process.cpu_share for process in processes)
     return f"{name:<{NAME}}{pid:>{VALUE}}{memory:>{VALUE}}{cpu:>{VALUE}.0%}"

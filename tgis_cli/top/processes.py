@@ -18,7 +18,7 @@ MEMORY_EVERY_S = 5.0  # the kernel walks through all pages to count shared ones 
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class ServerProcess:
     """One process now."""
 
     name: str  # "launcher", "frontend", "shard-0"
@@ -40,7 +40,7 @@ class Processes:
     def find(cls, address: Address) -> Processes:
         return cls(find_local_server(address))
 
-    def look(self) -> list[Process]:
+    def look(self) -> list[ServerProcess]:
         if self.server is None:
             return []
         server = find_server(self.server.pid)  # again: after a restart it has other processes
@@ -50,7 +50,7 @@ class Processes:
         found = [self._measure(name, pid) for name, pid in pids.items()]
         return [process for process in found if process is not None]
 
-    def _measure(self, name: str, pid: int) -> Process | None:
+    def _measure(self, name: str, pid: int) -> ServerProcess | None:
         with contextlib.suppress(psutil.Error, OSError):
             process = self._known.setdefault(pid, psutil.Process(pid))
             if not process.is_running():  # another process has its number
@@ -58,5 +58,5 @@ class Processes:
                 return None
             if pid not in self._memory:
                 self._memory[pid] = measure_process(process)
-            return Process(name, pid, self._memory[pid], process.cpu_percent() / 100)
+            return ServerProcess(name, pid, self._memory[pid], process.cpu_percent() / 100)
         return None

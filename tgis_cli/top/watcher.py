@@ -12,7 +12,7 @@ from tgis_cli.clients.address import HTTP
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.metrics_source import MetricsSource, find_source
 from tgis_cli.top.glance import NO_ANSWER, Glance, make_glance
-from tgis_cli.top.processes import Process, Processes
+from tgis_cli.top.processes import Processes, ServerProcess
 from tgis_cli.top.window import Window
 from tgis_server.errors import TgisError
 
@@ -80,7 +80,7 @@ class Watcher:
         self.processes = Processes.find(self.source.address)
 
     def _make_glance(
-        self, facts: Mapping[str, Any], window: Window | None, processes: Sequence[Process], problem: str = ""
+        self, facts: Mapping[str, Any], window: Window | None, processes: Sequence[ServerProcess], problem: str = ""
     ) -> Glance:
         return make_glance(
             str(self.source.address),

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from tgis_cli.bench.result import PERCENTILES, Estimate
 from tgis_cli.bench.statistics.distributions import TAIL, Z, binomial_ranks, student_t_quantile
 
-NUM_BATCHES = 20  # each longer than what makes neighbours alike, and still enough of them to see their spread
+NUM_BATCHES = 20  # the spread between batches needs more of them than a rate needs parts (12); none are joined
 # Fewer samples say too little about their likeness, and are taken as independent. So many are what p95 needs and twice
 # what p90 needs: checked earlier, p90 would be given for some samples, and not for a few more.
 MIN_BATCHED = 72
@@ -120,15 +120,15 @@ def can_bound(num: int, share: float) -> bool:
     return share**num <= TAIL
 
 
-def pick_ranks(samples: Samples, ranks: Sequence[int]) -> list[float]:
+def pick_ranks(samples: Samples | Sequence[float], ranks: Sequence[int]) -> list[float]:
     """The order statistics of these ranks, from 1, without sorting all samples."""
     if not ranks:
         return []
-    parted = np.partition(samples, sorted({rank - 1 for rank in ranks}))
+    parted = np.partition(np.asarray(samples), sorted({rank - 1 for rank in ranks}))
     return [float(parted[rank - 1]) for rank in ranks]
 
 
-def pick_quantile(samples: Samples, share: float) -> float:
+def pick_quantile(samples: Samples | Sequence[float], share: float) -> float:
     """The smallest sample that at least its share of the samples, of which there are some, does not exceed."""
     return pick_ranks(samples, [max(1, math.ceil(len(samples) * share))])[0]
 
