@@ -43,7 +43,7 @@ from tgis_server.options import load_config
 from tgis_server.words.close_words import did_you_mean
 from tgis_server.words.sizes import format_count
 
-# A disturbed round now and then is noise, which the interval has in it; if it is the rule, the generator is measured.
+# An occasional disturbed round is noise, which the interval covers; many of them mean that the generator is measured.
 MAX_DOUBTFUL_SHARE = 0.2
 METRICS = (
     *(METRIC, "total_tokens_per_s", "requests_per_s"),
@@ -120,7 +120,7 @@ class Side:
 
 
 class RoundLive(Live):
-    """Shows the round that runs, and no table of those that are done."""
+    """Shows the current round, without a table of earlier ones."""
 
     letter = ""
 
@@ -133,7 +133,7 @@ class RoundLive(Live):
 
 @dataclass(slots=True)
 class OpenSide:
-    """A side whose server answers."""
+    """A side with a running server."""
 
     side: Side
     run: LoadRun
@@ -146,7 +146,7 @@ class OpenSide:
             num_sent: prompts of a file that this round is to skip, at least, because earlier rounds have sent them.
 
         Raises:
-            RoundsEnded: it was cut.
+            RoundsEnded: it was ended early.
             Unavailable: no request was completed.
         """
         if not self.run.levels:
@@ -165,7 +165,7 @@ class OpenSide:
 
 @dataclass(slots=True)
 class AbRun:
-    """A comparison as it runs."""
+    """A comparison in progress."""
 
     options: LoadOptions
     metric: str
@@ -181,7 +181,7 @@ class AbRun:
     num_rounds: int = 0
     num_sent: int = 0  # the most prompts that one side has sent; a side that is faster sends more
     num_sent_before: int = 0  # the same at the start of this pair, so that both sides begin with the same prompt
-    failure: str = ""  # why it was cut, if not by the user
+    failure: str = ""  # why it ended early, if not because of the user
     problems: list[str] = field(default_factory=list)  # the first of each round that has some
     model: dict[str, Any] = field(default_factory=dict)
     servers: dict[str, Any] = field(default_factory=dict)
@@ -227,7 +227,7 @@ class AbRun:
     def measure(self, opened: OpenSide) -> float:
         """
         Raises:
-            RoundsEnded: the comparison was cut.
+            RoundsEnded: the comparison was ended early.
             Unavailable: no request was completed.
             UsageError: a round has too few requests for the metric.
         """
@@ -362,7 +362,7 @@ def make_result(run: AbRun, sides: tuple[Side, Side], comparison: Comparison) ->
 
 
 def describe_doubts(run: AbRun) -> list[str]:
-    """A sentence, if there is something to say."""
+    """A sentence on the rounds that cannot be trusted, if there are any."""
     if not run.problems:
         return []
     num_rounds = format_count(run.num_rounds, "round")

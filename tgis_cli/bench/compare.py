@@ -15,17 +15,17 @@ from tgis_cli.bench.statistics.distributions import TAIL, Z
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_count
 
-MAX_NAMED = 6  # differences of the environments
+MAX_NAMED = 6  # differences between the environments, in a note
 MAX_EXPONENT = 300.0  # of e, from which an interval counts as unbounded
-CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ in each run
+CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ from run to run
 
 
 class Judgment(StrEnum):
     REGRESSION = "regression"  # larger than allowed, and larger than noise
     WORSE = "worse"  # larger than noise, but allowed
     BETTER = "better"
-    NOISE = "noise"  # no larger than it may be by chance
-    UNKNOWN = "unknown"  # there is no interval to tell it from noise
+    NOISE = "noise"  # no larger than chance explains
+    UNKNOWN = "unknown"  # cannot be told from noise, without an interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class Row:
 
 @dataclass(slots=True)
 class Table:
-    """All figures that both results have and of which one value is better than another."""
+    """All figures that both results have and that can be better or worse."""
 
     rows: list[Row]
-    notes: list[str] = field(default_factory=list)  # sentences: what to know before believing it
+    notes: list[str] = field(default_factory=list)  # sentences: what to know before relying on it
 
     @property
     def regressions(self) -> list[Row]:
@@ -125,7 +125,7 @@ def estimate_ratio(old: Estimate, new: Estimate, widening: float) -> Estimate:
     in Medicine 27, 2008).
 
     Args:
-        widening: of the distances, so that many intervals hold at once (Bonferroni).
+        widening: factor for the distances, so that many intervals hold at once (Bonferroni).
     """
     if not (old.value > 0 and new.value > 0):
         return Estimate(math.nan)
@@ -172,7 +172,7 @@ def is_better(old: Figure, new: Figure) -> bool:
 
 
 def find_ends(figure: Figure) -> tuple[float, float] | None:
-    """The interval of a figure where one of two is 0. No noise makes a throughput 0: nothing was done at all."""
+    """The interval of a figure that is 0 in one result. A throughput of 0 is exact: noise never stops all work."""
     value = figure.estimate.value
     return figure.estimate.interval or ((value, value) if figure.better == "higher" else None)
 
@@ -201,7 +201,7 @@ def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
 
 
 def flatten(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Facts of a fingerprint by dotted names, without those that differ in each run: measured ones, ports, options."""
+    """Facts of a fingerprint by dotted names, without those that differ in each run: measurements, ports, options."""
     flat: dict[str, Any] = {}
     for name, value in facts.items():
         if isinstance(value, dict):

@@ -51,7 +51,7 @@ class MetricsSource:
         return scrape
 
     def read_health(self, probe: str) -> dict[str, Any]:
-        """The facts that a probe answers with; if it fails, ``{"error": why}``.
+        """The facts in a probe's answer; if the probe fails, ``{"error": why}``.
 
         Raises:
             Unavailable: the server does not answer, or is no TGIS server.

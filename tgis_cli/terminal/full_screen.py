@@ -29,7 +29,7 @@ class FullScreen:
     def __init__(self, output: TextIO, keys: TextIO) -> None:
         """
         Args:
-            keys: if it is no terminal, there are none.
+            keys: where keys are typed; if this is not a terminal, there are none.
         """
         self._output = output
         self._keys = [keys.fileno()] if is_terminal(keys) else []

@@ -14,12 +14,12 @@ from tgis_cli.top.window import RATE_S, RUNNING, WAITING, WINDOW_S, Point, Windo
 from tgis_server.words.control_characters import escape_controls
 
 READY, NO_ANSWER = "ready", "no answer"
-STATES = {"serving": READY}  # the others are called as the server calls them
+STATES = {"serving": READY}  # other states keep the server's names
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Of one kind, in seconds; ``None`` if there was none."""
+    """One latency in seconds; ``None`` if nothing was observed."""
 
     p50_s: float | None = None
     p95_s: float | None = None
@@ -29,7 +29,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """``None``: not known. Rates are of the last few seconds, latencies and the like of ``window_s``."""
+    """``None`` is unknown. Rates cover the last few seconds; latencies, steps and failures cover ``window_s``."""
 
     at: float  # seconds since the epoch
     url: str
@@ -38,7 +38,7 @@ class Glance:
     state: str  # "ready", "starting", "draining", "failed", "no answer"
     reason: str = ""  # why it is not ready, or why its metrics cannot be read
     up_s: float | None = None
-    restarted_at: float | None = None  # while it was watched; since the epoch
+    restarted_at: float | None = None  # if that was seen; since the epoch
     requests_per_s: float | None = None
     output_tokens_per_s: float | None = None
     prompt_tokens_per_s: float | None = None
@@ -57,7 +57,7 @@ class Glance:
     preemptions: int | None = None
     failures: dict[str, int] | None = None
     processes: Sequence[ServerProcess] = ()
-    history: Sequence[Point] = ()  # one for each look; oldest first
+    history: Sequence[Point] = ()  # one for each update; oldest first
 
     @property
     def kv_share(self) -> float | None:
@@ -92,7 +92,7 @@ def make_glance(
 ) -> Glance:
     """
     Args:
-        facts: that the live probe answers with, or ``{"error": why}``.
+        facts: the answer of the live probe, or ``{"error": why}``.
         window: with the newest metrics; ``None`` if there are none now.
         more: fields of the glance, which may replace others.
     """
@@ -146,7 +146,7 @@ def to_latency(histogram: Histogram) -> Latency:
 
 
 def round_all(value: Any) -> Any:
-    """Six decimals, microseconds, are more than a bucket tells."""
+    """Six decimals, which are microseconds, are more precise than any bucket."""
     if isinstance(value, dict):
         return {key: round_all(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -48,7 +48,7 @@ def make_page(glance: Glance, columns: int, rows: int | None, style: Style) -> l
 
 
 def make_head(glance: Glance, columns: int, style: Style) -> list[str]:
-    """What server it is, and what it is doing."""
+    """Which server it is, and what it is doing."""
     mode = f" ({glance.mode})" if glance.mode and glance.mode != f"{glance.model} model" else ""
     clock = time.strftime("%H:%M:%S", time.localtime(glance.at))
     up = "" if glance.up_s is None else f", up {format_age(glance.up_s)}"
@@ -63,7 +63,7 @@ def make_head(glance: Glance, columns: int, style: Style) -> list[str]:
 
 
 def make_rates(glance: Glance, columns: int, style: Style) -> list[str]:
-    """A row for each figure that changes all the time, with its graph."""
+    """A row for each figure that changes constantly, with its graph."""
     rows = (
         ("requests/s", or_dash(glance.requests_per_s, format_rate), "requests_per_s"),
         ("tokens/s", or_dash(glance.output_tokens_per_s, format_rate), "output_tokens_per_s"),
@@ -95,7 +95,7 @@ def make_latency(label: str, row: Latency) -> str:
 
 
 def make_facts(glance: Glance, columns: int) -> list[str]:
-    """What seldom matters, in as few lines as it takes."""
+    """What rarely matters, in as few lines as possible."""
     failures = None if glance.failures is None else sum(glance.failures.values())
     causes = f" ({', '.join(f'{number} {err}' for err, number in (glance.failures or {}).items())})" if failures else ""
     facts = [
@@ -140,7 +140,7 @@ def make_process(name: str, pid: str, processes: Sequence[ServerProcess]) -> str
 
 
 def draw_graph(values: Sequence[float | None], top: float) -> str:
-    """A bar for each value, none for what is not known or 0.
+    """A bar for each value; a blank where it is unknown or 0.
 
     Args:
         top: the value of the highest bar, if no value is higher.
@@ -163,7 +163,7 @@ def crop(text: str, columns: int) -> str:
     text = clean(text)
     if count_columns(text) <= columns:
         return text
-    kept, used = 0, 1  # the mark
+    kept, used = 0, 1  # the ellipsis
     for char in text:
         used += count_columns(char)
         if used > columns:
@@ -173,5 +173,5 @@ def crop(text: str, columns: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Some of it comes from the server, which must not control the terminal."""
+    """Text from the server must not control the terminal."""
     return escape_controls(text).replace("\n", " ").replace("\t", " ")

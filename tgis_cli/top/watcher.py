@@ -1,4 +1,4 @@
-"""Looks at a server again and again: it may restart or go away, and is waited for."""
+"""Looks at a server again and again, and waits for it if it restarts or goes away."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Watcher:
     source: MetricsSource
     processes: Processes
     window: Window = field(default_factory=Window)
-    model: str = ""  # as the server last called it
+    model: str = ""  # as in the server's last answer
     restarted_at: float | None = None  # since the epoch
 
     @classmethod

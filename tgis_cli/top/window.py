@@ -1,4 +1,4 @@
-"""The last minute of a server's metrics: rates, percentiles, and what they were second by second."""
+"""The last minute of a server's metrics: rates, percentiles, and their history."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tgis_cli.clients.metrics import PROMPT_TOKENS, Change, Scrape
 
 RUNNING, WAITING = "tgi_batch_current_size", "tgi_queue_size"
 WINDOW_S = 60.0
-RATE_S = 5.0  # one second of a few slow requests says nothing
+RATE_S = 5.0  # a single second says nothing if requests are few and slow
 MAX_POINTS = 300  # columns of the widest graph
 
 
@@ -48,7 +48,7 @@ class Window:
         return has_restarted
 
     def add_gap(self) -> None:
-        """Nothing could be read."""
+        """Note that nothing could be read."""
         self.points.append(UNKNOWN)
 
     def over(self, seconds: float) -> Change | None:

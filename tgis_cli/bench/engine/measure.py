@@ -241,7 +241,7 @@ def make_figures(found: Iterable[Measured], step: StepWork | None, limits: Limit
 
 
 def doubt_limits(figures: Iterable[Figure]) -> Iterator[str]:
-    """Caches can beat the memory's bandwidth, but nothing the rate of matrix products."""
+    """Caches can be faster than the memory, but nothing is faster than the rate of matrix products."""
     if any(figure.name == "compute_share" and figure.estimate.value > HIGHEST_SHARE for figure in figures):
         yield (
             "Some figures exceed the measured limits of this machine: other processes used it while they were "
@@ -250,7 +250,7 @@ def doubt_limits(figures: Iterable[Figure]) -> Iterator[str]:
 
 
 def least_times(cost: Cost, limits: Limits, dtype: str) -> dict[str, float]:
-    """How long reading and computing take at the limits."""
+    """How long reading and computing take at least."""
     return {
         "memory_share": cost.read_bytes / limits.bandwidth.all_threads,
         "compute_share": cost.flops / limits.gemm_flops_per_s[dtype],

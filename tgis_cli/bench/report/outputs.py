@@ -46,14 +46,14 @@ class Outputs:
     is_verbose: bool = False
 
     def check(self, prompts: str | None = None) -> None:
-        """Called before the measurement, so that it is not lost.
+        """Check before the measurement that its result can be written.
 
         Args:
-            prompts: a file that is read.
+            prompts: a file that the command reads.
 
         Raises:
-            UsageError: a file cannot be written, would replace the prompts, or two results would be written to one
-                place.
+            UsageError: a file cannot be written, would replace the prompts, or two results would be written to
+                the same place.
         """
         given = self._given
         for number, (flag, path) in enumerate(given):
@@ -71,7 +71,7 @@ class Outputs:
             check_file(flag, Path(path))
 
     def refuse(self, why: str) -> None:
-        """For a command that makes no result.
+        """Refuse all files, for a command that makes no result.
 
         Args:
             why: a clause.
@@ -86,7 +86,7 @@ class Outputs:
         """Write all files and name them on stderr; print the table unless something else goes to standard output.
 
         Raises:
-            UsageError: some files cannot be written any more; everything else was.
+            UsageError: some files cannot be written any more; everything else has been written.
         """
         from tgis_cli.bench.report.csv import write_csv
         from tgis_cli.bench.report.html import write_html
@@ -131,7 +131,7 @@ class Outputs:
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two names lead to one file, which need not be there yet."""
+    """Whether two names lead to the same file, which need not exist yet."""
     if STDOUT in (one, other):
         return one == other
     with contextlib.suppress(OSError):
@@ -151,7 +151,7 @@ def check_file(flag: str, path: Path) -> None:
         with path.open("ab"):
             pass
         if is_new:
-            path.resolve().unlink()  # of a link, what it leads to
+            path.resolve().unlink()  # for a link, its target
     except OSError as error:
         raise UsageError(explain_failure(flag, str(path), error)) from None
 

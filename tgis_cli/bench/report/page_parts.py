@@ -129,7 +129,7 @@ def write_facts(facts: Iterator[tuple[str, str]]) -> str:
 
 
 def write_setup(result: Result) -> str:
-    """The command, then what it ran on and with, by group."""
+    """The command, then the machine, the versions and the options, by group."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for title, facts in (("Origin", result.fingerprint), ("Shape", result.shape), ("Options", result.options)):
         for name, value in facts.items():
@@ -152,7 +152,7 @@ def name_group(name: str) -> str:
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Leaves with the names on the way to them, without those that are empty."""
+    """Values with the names that lead to them, without empty ones."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             yield from flatten(each, f"{name} {clean_name(key)}".strip())

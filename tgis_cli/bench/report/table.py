@@ -1,4 +1,4 @@
-"""A result as text for a terminal: a row for each load, details of one, and what is to be said about them."""
+"""A result as text for a terminal: a row for each load, details of each, and remarks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import GAP, count_columns, lay_out, wrap
 
 COLORS = {"problem": "1;31", "failed": "33", "cut": "33"}
-# Columns that go where there is no room, in this order: of the details, and of the table.
+# Columns that are dropped where there is no room, in this order: from the details, and from the table.
 DROPPABLE = ("mean", "p90", "samples", "p99.9", "max")
 DROPPABLE_RATES = ("/s",)
-MIN_LABEL = 9  # columns that the first words of sentences take, so that those of most results are aligned
+MIN_LABEL = 9  # columns of a label, so that sentences begin at the same place in most results
 
 
 def describe_result(result: Result, width: int | None, *, verbose: bool, is_colored: bool) -> list[str]:
@@ -27,7 +27,7 @@ def describe_result(result: Result, width: int | None, *, verbose: bool, is_colo
 
     Args:
         width: of the terminal; ``None`` leaves lines whole.
-        verbose: with percentiles and what the server says for each level, which one level alone always has.
+        verbose: include percentiles and the server's view of each level; a single level always has them.
         is_colored: headings are dimmed, and problems are red.
     """
     subject = describe_subject(result)
@@ -43,7 +43,7 @@ def describe_result(result: Result, width: int | None, *, verbose: bool, is_colo
 
 
 def describe_levels(levels: Sequence[Level], width: int | None, *, is_colored: bool) -> Iterator[list[str]]:
-    """For each level its percentiles, and then what else is known of it."""
+    """For each level its percentiles, and then other facts about it."""
     grids = narrow([make_percentile_grid(level) for level in levels], width, DROPPABLE)
     for level, grid in zip(levels, grids, strict=True):
         title = [paint(escape_controls(level.title), BOLD, is_colored=is_colored)] if len(levels) > 1 else []
@@ -56,7 +56,7 @@ def describe_levels(levels: Sequence[Level], width: int | None, *, is_colored: b
 
 
 def narrow(grids: Sequence[Grid], width: int | None, droppable: Sequence[str]) -> Sequence[Grid]:
-    """Without as many columns as it takes, or whole where that does not suffice."""
+    """The grids without as many droppable columns as needed to fit; whole if they do not even fit without all."""
     for number in range(len(droppable) + 1):
         narrowed = [drop_columns(grid, *droppable[:number]) for grid in grids]
         if width is None or all(measure(grid) <= width for grid in narrowed):
@@ -144,7 +144,7 @@ def draw_facts(facts: Sequence[Fact], width: int | None) -> list[str]:
 
 
 def draw_remarks(remarks: Sequence[Remark], width: int | None, *, is_colored: bool) -> list[str]:
-    """Sentences with their first words aligned."""
+    """Sentences, aligned after their labels."""
     size = max([MIN_LABEL, *(len(remark.label) + GAP for remark in remarks)])
     lines = []
     for remark in remarks:
