@@ -63,7 +63,7 @@ def test_figures_without_a_value_of_an_earlier_version_are_left_out(tmp_path: Pa
         ("problems", None, "problems is null"),
         ("problems", [5], "problems contains something other than sentences"),
         ("figures", {}, "figures is dict"),
-        ("figures.0", "x", "is not part of an object group"),
+        ("figures.0", "x", "group is not part of an object"),
         ("figures.0.group", ["8 streams"], "group is list"),
         ("figures.0.better", "sideways", "better is 'sideways' in a figure"),
         ("figures.0.count", True, "count is bool"),

@@ -34,6 +34,11 @@ class Column:
     below: Sequence[str] = ()  # a second line of each cell: the interval
 
     @property
+    def head(self) -> str:
+        """``TTFT, ms``."""
+        return f"{self.heading}, {self.unit}" if self.unit else self.heading
+
+    @property
     def full_name(self) -> str:
         name = f"{self.heading} {self.name}".strip().replace(" /", "/")
         return f"{name}, {self.unit}" if self.unit else name

@@ -123,11 +123,8 @@ class Outputs:
 
     @property
     def _given(self) -> list[tuple[str, str]]:
-        return [(flag, path) for flag, path in self._paths.items() if path is not None]
-
-    @property
-    def _paths(self) -> dict[str, str | None]:
-        return {"--json": self.json, "--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
+        paths = {"--json": self.json, "--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
+        return [(flag, path) for flag, path in paths.items() if path is not None]
 
 
 def is_same(one: str, other: str) -> bool:

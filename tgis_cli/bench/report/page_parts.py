@@ -58,15 +58,12 @@ def write_head(grid: Grid) -> str:
     names = "".join(f'<th scope="col">{clean(column.name)}</th>' for column in grid.columns)
     headings = ""
     if any(column.heading for column in grid.columns):
-        groups = itertools.groupby(grid.columns, key=lambda column: (column.heading, column.unit))
-        spans = "".join(write_heading(*of, len(list(members))) for of, members in groups)
+        groups = itertools.groupby(grid.columns, key=lambda column: column.head)
+        spans = "".join(
+            f'<th scope="colgroup" colspan="{len(list(members))}">{clean(head)}</th>' for head, members in groups
+        )
         headings = f"<tr><th></th>{spans}</tr>"
     return f"{headings}<tr><th>{clean(grid.corner)}</th>{names}</tr>"
-
-
-def write_heading(heading: str, unit: str, number: int) -> str:
-    text = f"{heading}, {unit}" if unit else heading
-    return f'<th scope="colgroup" colspan="{number}">{clean(text)}</th>'
 
 
 def write_cells(grid: Grid, number: int) -> str:

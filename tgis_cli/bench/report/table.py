@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.report.facts import Fact, describe_level
-from tgis_cli.bench.report.grids import Column, Grid, drop_columns, find_detail, make_grids, make_percentile_grid
+from tgis_cli.bench.report.grids import Grid, drop_columns, find_detail, make_grids, make_percentile_grid
 from tgis_cli.bench.report.remarks import Remark, make_remarks
 from tgis_cli.bench.report.subject import describe_subject
 from tgis_cli.bench.result import Result
@@ -87,13 +87,8 @@ def draw_grid(grid: Grid, width: int | None, *, is_colored: bool) -> list[str]:
 def draw_headings(grid: Grid, sizes: Sequence[int]) -> Iterator[str]:
     """Each heading at the right end of its columns."""
     columns = zip(grid.columns, sizes, strict=True)
-    for heading, members in itertools.groupby(columns, key=lambda item: head(item[0])):
+    for heading, members in itertools.groupby(columns, key=lambda item: item[0].head):
         yield fill_left(heading, sum(GAP + size for _, size in members))
-
-
-def head(column: Column) -> str:
-    """``TTFT, ms``."""
-    return f"{column.heading}, {column.unit}" if column.unit else column.heading
 
 
 def find_sizes(grid: Grid) -> list[int]:
@@ -101,7 +96,7 @@ def find_sizes(grid: Grid) -> list[int]:
         max(count_columns(text) for text in (column.name, *column.cells, *column.below)) for column in grid.columns
     ]
     start = 0
-    for heading, members in itertools.groupby(grid.columns, key=head):
+    for heading, members in itertools.groupby(grid.columns, key=lambda column: column.head):
         number = len(list(members))
         room = sum(sizes[start : start + number]) + GAP * (number - 1)
         sizes[start] += max(0, count_columns(heading) - room)
