@@ -51,7 +51,7 @@ def test_a_terminal_shows_the_level_below_those_that_are_done_and_nothing_afterw
     screen = terminal.close()
 
     assert shown[0].startswith("1 stream")
-    assert shown[1] == "8 streams, 8 s left: 100 tokens/s, TTFT 60 ms (p95 60), ITL 10 ms (p95 10), 5 requests/s"
+    assert shown[1] == "8 streams, 8 s left: 100 tokens/s, TTFT 40 ms (p95 60), ITL 10 ms (p95 10), 5 requests/s"
     assert screen.lines == [""]
 
 
@@ -75,7 +75,7 @@ def test_elsewhere_there_is_a_line_every_ten_seconds_and_one_for_each_level():
     lines = show_elsewhere(*(0.25 * number for number in range(1, int(25 / 0.25))))
 
     assert [line.partition(",")[0] for line in lines[:-1]] == ["4 requests/s"] * 2
-    assert lines[0].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
+    assert lines[0].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 40 ms")
     assert lines[-1].startswith("4 streams, ")
 
 

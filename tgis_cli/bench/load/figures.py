@@ -22,7 +22,7 @@ from tgis_cli.bench.load.windows import belongs_to, find_steady_window, find_who
 from tgis_cli.bench.result import Estimate, Figure
 from tgis_cli.bench.server_side import first_token_split
 from tgis_cli.bench.statistics.quantiles import Clusters, Samples, batch_in_time, estimate_percentiles, pick_quantile
-from tgis_cli.bench.statistics.rates import NUM_BATCHES, estimate_rate, estimate_share, spread
+from tgis_cli.bench.statistics.rates import NUM_PARTS, estimate_rate, estimate_share, spread
 
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
 INTENDED = ("ttft_intended", "e2e_intended")  # of open loops: a closed one has no schedule that could be missed
@@ -60,7 +60,7 @@ def make_level(
     """
     whole = find_whole_window(records)
     steady, note = find_steady_window(records, arrivals)
-    steady_edges = np.linspace(steady.start_s, max(steady.end_s, steady.start_s + 1e-9), NUM_BATCHES + 1)
+    steady_edges = np.linspace(steady.start_s, max(steady.end_s, steady.start_s + 1e-9), NUM_PARTS + 1)
     step_s = choose_step(whole.end_s)
     step_edges = np.arange(max(1, math.ceil(whole.end_s / step_s)) + 1, dtype=np.float64) * step_s
     limits = [objective.limit_s for objective in objectives if objective.metric == "itl"]

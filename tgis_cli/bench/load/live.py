@@ -18,6 +18,7 @@ from typing import TextIO
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.load.levels import Plan
 from tgis_cli.bench.load.orders import Totals
+from tgis_cli.bench.statistics.quantiles import pick_quantile
 from tgis_cli.terminal.status_line import LINE_S, StatusLine
 from tgis_server.words.layout import lay_out
 from tgis_server.words.sizes import format_count
@@ -155,5 +156,4 @@ def describe_row(level: Level) -> tuple[str, ...]:
 
 
 def to_ms(samples: deque[float], share: float) -> str:
-    ordered = sorted(samples)
-    return f"{ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000:,.0f}"
+    return f"{pick_quantile(samples, share) * 1000:,.0f}"

@@ -242,18 +242,18 @@ class LoadOptions:
 
 
 def with_load_options(
-    body: Callable[..., None], *, left_out: Collection[str] = (), defaults: Mapping[str, str] | None = None
+    body: Callable[..., None], *, hidden: Collection[str] = (), defaults: Mapping[str, str] | None = None
 ) -> Callable[..., None]:
     """Make a Typer callback that takes these options, for a body with an argument ``options``.
 
     It also takes the ``parameters`` that ``with_parameters`` passes.
 
     Args:
-        left_out: names of options that the command does not have.
+        hidden: names of options that the help does not show, because the command refuses them with a reason.
         defaults: what the help says of options whose defaults differ from those of `tgis bench load`.
     """
-    offered = {name: annotation for name, annotation in OPTIONS.items() if name not in left_out}
-    offered |= {name: with_default(offered[name], text) for name, text in (defaults or {}).items()}
+    offered = OPTIONS | {name: changed(OPTIONS[name], hidden=True) for name in hidden}
+    offered |= {name: with_default(OPTIONS[name], text) for name, text in (defaults or {}).items()}
     signature = inspect.signature(body, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
     flags = [
@@ -272,9 +272,15 @@ def with_load_options(
 
 def with_default(annotation: Any, default: str) -> Any:
     """An option whose help has another default."""
+    _, declared = get_args(annotation)
+    return changed(annotation, help=f"{declared.help.partition(' [default:')[0]} [default: {default}]")
+
+
+def changed(annotation: Any, **facts: Any) -> Any:
+    """An option with other attributes."""
     kind, declared = get_args(annotation)
     declared = copy.copy(declared)
-    declared.help = f"{declared.help.partition(' [default:')[0]} [default: {default}]"
+    vars(declared).update(facts)
     return Annotated[kind, declared]
 
 

@@ -211,16 +211,39 @@ def open_feed(options: LoadOptions, target: Target) -> Iterator[SyntheticFeed | 
     Raises:
         UsageError: the texts cannot be made or read, or are too long for the model.
     """
-    shape = CallShape(options.parameters, options.is_streamed, options.num_inputs, options.seed)
-    if options.prompts is not None:
-        with open_prompt_file(options.prompts, shape, options.speed or 1.0) as file:
-            check_trace(options, file)
-            yield file
+    with open_prompts(options) as file:
+        yield file or make_feed(options, target)
+
+
+@contextlib.contextmanager
+def open_prompts(options: LoadOptions) -> Iterator[PromptFile | None]:
+    """The file with the prompts; ``None`` if they are made up.
+
+    Raises:
+        UsageError: it cannot be read or used.
+    """
+    if options.prompts is None:
+        yield None
         return
+    with open_prompt_file(options.prompts, make_shape(options), options.speed or 1.0) as file:
+        check_trace(options, file)
+        yield file
+
+
+def make_feed(options: LoadOptions, target: Target) -> SyntheticFeed:
+    """
+    Raises:
+        UsageError: the server's tokenizer or model does not allow such texts.
+    """
     check_lengths(options, target)
     vocabulary = Vocabulary.find(target.client.count_tokens)
     check_prefix(options, vocabulary.num_special)
-    yield SyntheticFeed(shape, vocabulary, options.inputs, options.outputs, options.shared_prefix, options.salt)
+    lengths = options.inputs, options.outputs
+    return SyntheticFeed(make_shape(options), vocabulary, *lengths, options.shared_prefix, options.salt)
+
+
+def make_shape(options: LoadOptions) -> CallShape:
+    return CallShape(options.parameters, options.is_streamed, options.num_inputs, options.seed)
 
 
 def check_trace(options: LoadOptions, file: PromptFile) -> None:

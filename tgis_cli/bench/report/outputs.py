@@ -72,7 +72,7 @@ class Outputs:
             check_file(flag, Path(path))
 
     def refuse(self, why: str) -> None:
-        """For a command that makes no result.
+        """Refuse all files, for a command that makes no result.
 
         Args:
             why: a clause.
@@ -87,7 +87,7 @@ class Outputs:
         """Write all files and name them on stderr; print the table unless something else goes to standard output.
 
         Raises:
-            UsageError: some files cannot be written any more; everything else was.
+            UsageError: some files cannot be written any more; everything else has been written.
         """
         from tgis_cli.bench.report.csv import write_csv
         from tgis_cli.bench.report.html import write_html
@@ -124,15 +124,12 @@ class Outputs:
 
     @property
     def _given(self) -> list[tuple[str, str]]:
-        return [(flag, path) for flag, path in self._paths.items() if path is not None]
-
-    @property
-    def _paths(self) -> dict[str, str | None]:
-        return {"--json": self.json, "--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
+        paths = {"--json": self.json, "--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
+        return [(flag, path) for flag, path in paths.items() if path is not None]
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two names lead to one file, which need not be there yet."""
+    """Whether two names lead to the same file, which need not exist yet."""
     if STDOUT in (one, other):
         return one == other
     with contextlib.suppress(OSError):
@@ -152,7 +149,7 @@ def check_file(flag: str, path: Path) -> None:
         with path.open("ab"):
             pass
         if is_new:
-            path.resolve().unlink()  # of a link, what it leads to
+            path.resolve().unlink()  # for a link, its target
     except OSError as error:
         raise UsageError(explain_failure(flag, str(path), error)) from None
 
