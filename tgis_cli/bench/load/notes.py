@@ -1,4 +1,4 @@
-"""What is said about a load beside its figures: why they cannot be trusted, and what they mean."""
+"""Remarks printed with a load's figures: problems that make them untrustworthy, and notes on what they mean."""
 
 from __future__ import annotations
 
