@@ -36,6 +36,7 @@ USAGE, NO_TOOL = 2, 3
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
+    os.umask(0o022)  # modes are part of the wheel and the image
     for folder in (options.wheels, options.model):
         if folder and not folder.is_dir():
             print(f"{folder} is not a folder.", file=sys.stderr)
