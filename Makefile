@@ -42,6 +42,7 @@ proto: $(VENV)/installed-dev  ## Regenerate the gRPC stubs from proto/
 
 docs: $(VENV)/installed  ## Regenerate the parts of docs/ that come from the code
 	@$(BIN)/python scripts/generate_docs.py
+	@$(BIN)/python scripts/make_dashboard.py
 
 bench: $(VENV)/installed  ## The standard table of figures, beside those in PEERS=FILE (about fifteen minutes)
 	@$(BIN)/python scripts/bench/standard_table.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_ARGS)
