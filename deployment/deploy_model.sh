@@ -6,18 +6,20 @@
 set -eu
 
 DONE=0 NOT_SERVING=1 WRONG_USAGE=2 NO_CLUSTER=3 REFUSED=4
-POLL_S=5
+POLL_S=5 STATEFUL_SET_S=3600
 
 usage() {
   cat <<'END'
-usage: deploy_model.sh MODEL [--dry-run] [--namespace NAME] [--context NAME] [--timeout SECONDS]
+usage: deploy_model.sh MODEL [--dry-run] [--image IMAGE] [--namespace NAME] [--context NAME] [--timeout SECONDS]
 
 Deploys deployment/models/MODEL, and waits until it serves.
 
   --dry-run          show what would change, and change nothing
+  --image IMAGE      with a tag or digest; default: that of the manifests, tgis:VERSION
   --namespace NAME   default: the context's namespace
   --context NAME     default: kubectl's current context
-  --timeout SECONDS  give up earlier than the model's own progressDeadlineSeconds; what was applied stays
+  --timeout SECONDS  give up earlier than the Deployment's progressDeadlineSeconds (a StatefulSet has none: after an
+                     hour); what was applied stays
   --help
 
 Exit codes: 0 it serves, or a dry run showed what would change; 1 it was applied, but does not serve; 2 wrong arguments;
@@ -38,15 +40,21 @@ need_value() { # OPTION NUMBER-OF-ARGUMENTS-LEFT
 }
 
 read_arguments() {
-  model='' dry_run='' namespace='' context='' timeout_s=''
+  model='' dry_run='' image='' namespace='' context='' timeout_s=''
   while [ $# -gt 0 ]; do
     case $1 in
       --help | -h) usage && exit $DONE ;;
       --dry-run) dry_run=yes ;;
+      --image) need_value "$1" $# && shift && image=$1 ;;
       --namespace | -n) need_value "$1" $# && shift && namespace=$1 ;;
       --context) need_value "$1" $# && shift && context=$1 ;;
       --timeout) need_value "$1" $# && shift && timeout_s=$1 ;;
-      --namespace=* | --context=* | --timeout=*) option=${1%%=*} value=${1#*=} && shift && set -- "$option" "$value" "$@" && continue ;;
+      --image=* | --namespace=* | --context=* | --timeout=*)
+        option=${1%%=*} value=${1#*=}
+        shift
+        set -- "$option" "$value" "$@"
+        continue
+        ;;
       -*) fail $WRONG_USAGE "There is no option $1; --help lists them." ;;
       *) [ -z "$model" ] || fail $WRONG_USAGE "One model is deployed at a time: $model or $1?" && model=$1 ;;
     esac
@@ -54,6 +62,12 @@ read_arguments() {
   done
   case $timeout_s in
     *[!0-9]*) fail $WRONG_USAGE "--timeout is a whole number of seconds, not $timeout_s." ;;
+  esac
+  case ${image##*/} in
+    '' | *@sha256:?*) ;;
+    *:latest) fail $WRONG_USAGE "--image $image changes: name a version, so that all pods run the same." ;;
+    *:?*) ;;
+    *) fail $WRONG_USAGE "--image $image has no tag: name a version, so that all pods run the same." ;;
   esac
 }
 
@@ -142,20 +156,36 @@ check_permissions() {
 
 # Objects
 
-# Sets $workload to deployment.apps/NAME, and $service to service/NAME.
+# Sets $source to the directory that kubectl reads: the model's, or one that only changes its image.
+choose_source() {
+  source=$directory
+  [ -n "$image" ] || return 0
+  source=$(cd "$(mktemp -d)" && pwd -P)
+  trap 'rm -rf "$source"' EXIT
+  last=${image##*/} tag='' digest=''
+  case $last in *@*) digest=${image##*@} image=${image%@*} last=${last%@*} ;; esac
+  case $last in *:*) tag=${last#*:} image=${image%:*} ;; esac
+  up=$(printf '%s' "${source#/}" | sed 's#[^/][^/]*#..#g') # kustomize takes no absolute paths
+  cat >"$source/kustomization.yaml" <<END
+resources: ["$up$(cd "$directory" && pwd -P)"]
+images: [{name: tgis, newName: "$image"${tag:+", newTag: \"$tag\""}${digest:+", digest: \"$digest\""}}]
+END
+}
+
+# Sets $workload to deployment.apps/NAME or statefulset.apps/NAME, and $service to service/NAME.
 try_objects() {
-  if ! objects=$(cluster apply -k "$directory" --dry-run=server -o name 2>&1); then
+  if ! objects=$(cluster apply -k "$source" --dry-run=server -o name 2>&1); then
     fail $REFUSED "The cluster refuses the objects, and nothing was applied: $objects"
   fi
-  workload=$(printf '%s\n' "$objects" | grep -m 1 '^deployment.apps/') ||
-    fail $REFUSED "There is no Deployment in $directory."
+  workload=$(printf '%s\n' "$objects" | grep -m 1 -E '^(deployment|statefulset)\.apps/') ||
+    fail $REFUSED "There is no Deployment or StatefulSet in $directory."
   service=$(printf '%s\n' "$objects" | grep -m 1 '^service/') || fail $REFUSED "There is no Service in $directory."
 }
 
 show_changes() {
   printf 'Changes for %s in namespace %s of context %s:\n' "$model" "$namespace" "$context"
   code=0
-  cluster diff -k "$directory" || code=$?
+  cluster diff -k "$source" || code=$?
   case $code in
     0) echo "none" ;;
     1) ;;
@@ -165,7 +195,7 @@ show_changes() {
 
 apply_objects() {
   stage=applying
-  cluster apply -k "$directory" ||
+  cluster apply -k "$source" ||
     fail $REFUSED "Not all objects could be applied. \`kubectl --context $context -n $namespace delete -k $directory\` removes those that were."
   stage=waiting
 }
@@ -195,8 +225,12 @@ NOT_CREATED='{{range .status.conditions}}{{if and (eq .type "ReplicaFailure") (e
 # The pods of an older revision may be failing: that may be why a new one is deployed.
 list_new_pods() {
   selector=$(cluster get "$workload" -o "go-template=$SELECTOR")
-  hash=$(cluster get replicasets -l "${selector%,}" -o "go-template=$REVISIONS" | sort -n | tail -n 1 | cut -d ' ' -f 2)
-  cluster get pods -l "${selector}pod-template-hash=$hash" -o "go-template=$PODS"
+  case $workload in
+    statefulset*) revision=controller-revision-hash=$(cluster get "$workload" -o 'jsonpath={.status.updateRevision}') ;;
+    *) revision=pod-template-hash=$(cluster get replicasets -l "${selector%,}" -o "go-template=$REVISIONS" |
+      sort -n | tail -n 1 | cut -d ' ' -f 2) ;;
+  esac
+  cluster get pods -l "$selector$revision" -o "go-template=$PODS"
 }
 
 # A pod in one of these states has failed more than once, or nothing but a change of its specification helps.
@@ -237,6 +271,7 @@ pause() {
 
 wait_until_served() {
   started_s=$(date +%s) shown=''
+  case $workload in statefulset*) timeout_s=${timeout_s:-$STATEFUL_SET_S} ;; esac
   while :; do
     # Fails when the roll-out has exceeded its progressDeadlineSeconds.
     if ! line=$(cluster rollout status "$workload" --watch=false 2>&1); then
@@ -244,7 +279,7 @@ wait_until_served() {
     fi
     elapsed_s=$(($(date +%s) - started_s))
     case $line in
-      *'successfully rolled out'*) printf '%4d s  %s\n' "$elapsed_s" "$line" && return ;;
+      *'successfully rolled out'* | *'rolling update complete'*) printf '%4d s  %s\n' "$elapsed_s" "$line" && return ;;
     esac
     pods=$(list_new_pods)
     hopeless=$(printf '%s\n' "$pods" | find_hopeless)
@@ -293,6 +328,7 @@ check_tools
 choose_context
 check_namespace
 check_permissions
+choose_source
 try_objects
 show_changes
 [ -z "$dry_run" ] || exit $DONE

@@ -1,6 +1,6 @@
 """The part of a Kubernetes API server that `kubectl apply`, `diff` and `rollout status` need, for the real kubectl.
 
-It stores objects and judges none; no controller runs, so a test says what becomes of a Deployment.
+It stores objects and judges none; no controller runs, so a test says what becomes of a workload.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ RESOURCES = {  # those of the manifests, and what a roll-out consists of
         "PersistentVolumeClaim": "persistentvolumeclaims",
         "ServiceAccount": "serviceaccounts",
     },
-    "apps/v1": {"Deployment": "deployments", "ReplicaSet": "replicasets"},
+    "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets", "ReplicaSet": "replicasets"},
     "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
     "networking.k8s.io/v1": {"NetworkPolicy": "networkpolicies"},
     "autoscaling/v2": {"HorizontalPodAutoscaler": "horizontalpodautoscalers"},
     "authorization.k8s.io/v1": {"SelfSubjectAccessReview": "selfsubjectaccessreviews"},
 }
+WORKLOADS = ("deployments", "statefulsets")
 CLUSTER_WIDE = ("namespaces", "selfsubjectaccessreviews")
 OBJECT_PATH = re.compile(r"/(?:api|apis)/(.+?)/(?:namespaces/([^/]+)/)?([a-z]+)(?:/([^/]+))?")
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
@@ -53,8 +54,8 @@ class StubCluster:
         self.changes: list[str] = []  # "POST deployments/demo": what was not a dry run
         self.forbidden: set[tuple[str, str]] = set()  # (verb, resource) that nobody may
         self.refuses: dict[str, str] = {}  # resource: why the cluster refuses every object of it
-        self.deployment_states: list[Object] = [SERVING]  # the status at each look at a Deployment; the last one stays
-        self.looked_at_deployment = threading.Event()
+        self.states: list[Object] = [SERVING]  # of the workload at each look at it; the last one stays
+        self.looked_at_workload = threading.Event()
         self.add("v1", "Namespace", "", {"metadata": {"name": "team"}})
 
     def add(self, version: str, kind: str, namespace: str, obj: Object) -> None:
@@ -116,15 +117,13 @@ class StubCluster:
         found = [obj for obj in found if all(read_field(obj, path) == value for path, value in fields.items())]
         kind = next(kind for kind, plural in RESOURCES[version].items() if plural == resource)
         items = [self.as_it_is_now(resource, obj) for obj in found]
-        if resource == "deployments":
-            self.looked_at_deployment.set()
-            self.deployment_states[:-1] = self.deployment_states[1:-1]
+        if resource in WORKLOADS:
+            self.looked_at_workload.set()
+            self.states[:-1] = self.states[1:-1]
         return 200, {"kind": f"{kind}List", "apiVersion": version, "metadata": {"resourceVersion": "1"}, "items": items}
 
     def as_it_is_now(self, resource: str, obj: Object) -> Object:
-        if resource != "deployments":
-            return obj
-        return obj | {"status": self.deployment_states[0]}
+        return obj | {"status": self.states[0]} if resource in WORKLOADS else obj
 
     def write(
         self, method: str, resource: str, namespace: str, name: str, query: dict[str, str], body: Object

@@ -54,6 +54,13 @@ spec: {selector: {app: demo}, ports: [{name: grpc, port: 8033}]}
 FAILED = STARTING | {
     "conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}],
 }
+STATEFUL = {
+    "observedGeneration": 1,
+    "replicas": 1,
+    "updatedReplicas": 1,
+    "currentRevision": "demo-2",
+    "updateRevision": "demo-2",
+}
 WRONG_USAGE, NO_CLUSTER, REFUSED, NOT_SERVING = 2, 3, 4, 1
 
 
@@ -136,7 +143,7 @@ def ended(code: int, message: str) -> dict[str, Any]:
 
 
 def test_a_model_is_applied_and_its_endpoint_printed_when_it_serves(site: Site, cluster: StubCluster):
-    cluster.deployment_states = [STARTING, STARTING, SERVING]
+    cluster.states = [STARTING, STARTING, SERVING]
 
     code, out, err = site.deploy("demo")
 
@@ -196,6 +203,33 @@ def test_the_help_names_every_option_and_exit_code(site: Site):
     assert all(option in out for option in ("--dry-run", "--namespace", "--context", "--timeout", "Exit codes: 0"))
 
 
+@pytest.mark.parametrize(
+    "image", ["registry.example.com:5000/team/tgis:1.2", "registry.example.com/tgis@sha256:0a", "other:1@sha256:0a"]
+)
+def test_the_image_may_be_named(image: str, site: Site, cluster: StubCluster):
+    code, _, err = site.deploy("demo", "--image", image)
+
+    assert (code, err) == (0, "")
+    pod = cluster.objects["deployments", "team", "demo"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == image
+
+
+def test_a_stateful_set_is_waited_for_like_a_deployment(site: Site, cluster: StubCluster):
+    objects = site.folder / "models/demo/objects.yaml"
+    defaulted = "spec:\n  replicas: 1\n  updateStrategy: {type: RollingUpdate}"  # as a real cluster stores it
+    objects.write_text(OBJECTS.replace("kind: Deployment", "kind: StatefulSet").replace("spec:", defaulted, 1))
+    cluster.states = [STATEFUL | {"readyReplicas": 0}, STATEFUL | {"readyReplicas": 1}]
+    labels = {"app": "demo", "controller-revision-hash": "demo-2"}
+    pod = {"metadata": {"name": "demo-0", "labels": labels}, "status": unready(containerStatuses=[waiting("X")])}
+    cluster.add("v1", "Pod", "team", pod)
+
+    code, out, err = site.deploy("demo")
+
+    assert (code, err) == (0, "")
+    assert "Waiting for 1 pods to be ready... (X)" in out
+    assert "demo serves gRPC at demo.team.svc:8033" in out
+
+
 # Bad input: nothing is applied
 
 
@@ -212,6 +246,9 @@ def test_the_help_names_every_option_and_exit_code(site: Site):
         (["demo", "--dryrun"], WRONG_USAGE, "There is no option --dryrun; --help lists them."),
         (["demo", "--namespace"], WRONG_USAGE, "--namespace needs a value."),
         (["demo", "--timeout", "5m"], WRONG_USAGE, "--timeout is a whole number of seconds, not 5m."),
+        (["demo", "--image", "tgis"], WRONG_USAGE, "--image tgis has no tag: name a version, so that all pods run the"),
+        (["demo", "--image=a:5000/tgis"], WRONG_USAGE, "--image a:5000/tgis has no tag"),
+        (["demo", "--image=tgis:latest"], WRONG_USAGE, "--image tgis:latest changes"),
         (["demo", "--context", "prod"], NO_CLUSTER, "kubectl has no context prod; it has: stub"),
         (["demo", "-n", "nowhere"], NO_CLUSTER, "The cluster has no namespace nowhere: create it with"),
     ],
@@ -293,14 +330,14 @@ def test_a_folder_without_a_server_is_refused(site: Site, cluster: StubCluster):
     code, _, err = site.deploy("demo")
 
     assert (code, cluster.changes) == (REFUSED, [])
-    assert "There is no Deployment in " in err
+    assert "There is no Deployment or StatefulSet in " in err
 
 
 # A model that does not come
 
 
 def test_a_crash_is_explained_by_the_termination_message(site: Site, cluster: StubCluster):
-    cluster.deployment_states = [STARTING]
+    cluster.states = [STARTING]
     message = "Model ibm/granite not found: there is no directory of that name"
     crash = waiting("CrashLoopBackOff", "back-off 40s", ended(3, message))
     add_pods(cluster, unready(containerStatuses=[crash]))
@@ -315,7 +352,7 @@ def test_a_crash_is_explained_by_the_termination_message(site: Site, cluster: St
 
 
 def test_an_image_that_cannot_be_pulled_is_not_waited_for(site: Site, cluster: StubCluster):
-    cluster.deployment_states = [STARTING]
+    cluster.states = [STARTING]
     add_pods(cluster, unready(containerStatuses=[waiting("ImagePullBackOff", 'Back-off pulling image "tgis:9"')]))
 
     code, _, err = site.deploy("demo")
@@ -325,7 +362,7 @@ def test_an_image_that_cannot_be_pulled_is_not_waited_for(site: Site, cluster: S
 
 
 def test_an_init_container_that_fails_is_explained(site: Site, cluster: StubCluster):
-    cluster.deployment_states = [STARTING]
+    cluster.states = [STARTING]
     crash = waiting("CrashLoopBackOff", last=ended(6, "The hub cannot be reached."))
     init = crash | {"name": "download"}
     add_pods(cluster, unready(initContainerStatuses=[init], containerStatuses=[waiting("PodInitializing")]))
@@ -336,7 +373,7 @@ def test_an_init_container_that_fails_is_explained(site: Site, cluster: StubClus
 
 
 def test_a_pod_without_a_node_is_explained_by_the_scheduler(site: Site, cluster: StubCluster):
-    cluster.deployment_states = [STARTING, STARTING, FAILED]
+    cluster.states = [STARTING, STARTING, FAILED]
     message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     add_pods(cluster, {"conditions": [unscheduled]})
@@ -349,7 +386,7 @@ def test_a_pod_without_a_node_is_explained_by_the_scheduler(site: Site, cluster:
 
 
 def test_a_volume_that_cannot_be_mounted_is_explained_by_the_last_warning(site: Site, cluster: StubCluster):
-    cluster.deployment_states = [STARTING]
+    cluster.states = [STARTING]
     add_pods(cluster, unready(containerStatuses=[waiting("ContainerCreating")]))
     for number, message in enumerate(["first", 'secret "demo-tls" not found']):
         event = {"metadata": {"name": f"e{number}"}, "type": "Warning", "message": message}
@@ -364,7 +401,7 @@ def test_a_volume_that_cannot_be_mounted_is_explained_by_the_last_warning(site: 
 
 
 def test_the_first_unready_pod_is_explained_rather_than_a_ready_one(site: Site, cluster: StubCluster):
-    cluster.deployment_states = [STARTING]
+    cluster.states = [STARTING]
     ready = {"conditions": [{"type": "Ready", "status": "True"}]}
     add_pods(cluster, ready, unready(containerStatuses=[waiting("ContainerCreating")]))
 
@@ -375,7 +412,7 @@ def test_the_first_unready_pod_is_explained_rather_than_a_ready_one(site: Site, 
 
 def test_pods_that_cannot_be_created_are_explained_by_the_deployment(site: Site, cluster: StubCluster):
     forbidden = {"type": "ReplicaFailure", "status": "True", "message": 'pods "demo" is forbidden: exceeded quota'}
-    cluster.deployment_states = [STARTING | {"conditions": [forbidden]}]
+    cluster.states = [STARTING | {"conditions": [forbidden]}]
 
     _, _, err = site.deploy("demo", "--timeout", "0")
 
@@ -383,7 +420,7 @@ def test_pods_that_cannot_be_created_are_explained_by_the_deployment(site: Site,
 
 
 def test_failing_pods_of_an_older_revision_are_not_blamed_on_the_new_one(site: Site, cluster: StubCluster):
-    cluster.deployment_states = [STARTING, STARTING, SERVING]
+    cluster.states = [STARTING, STARTING, SERVING]
     add_pods(cluster, unready(containerStatuses=[waiting("CrashLoopBackOff")]), revision=9)
     add_pods(cluster, unready(containerStatuses=[waiting("ContainerCreating")]), revision=10)
 
@@ -392,10 +429,10 @@ def test_failing_pods_of_an_older_revision_are_not_blamed_on_the_new_one(site: S
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_says_what_stands(number: signal.Signals, code: int, site: Site, cluster: StubCluster):
-    cluster.deployment_states = [STARTING]
+    cluster.states = [STARTING]
     site.write_program("sleep", "exec /bin/sleep 60")
     process = site.start("demo")
-    assert cluster.looked_at_deployment.wait(30)
+    assert cluster.looked_at_workload.wait(30)
 
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
