@@ -22,8 +22,12 @@ from tgis_cli.manifest import Manifest, Wanted, make_manifest, write_manifest
 from tgis_cli.manifest.explained import Explained, strip
 from tgis_cli.manifest.output import KUSTOMIZATION
 from tgis_cli.manifest.yaml_text import to_document
-from tgis_cli.model_files.download.remote_headers import write_converted_header
+from tgis_cli.model_files.convert.safetensors_file import Content
+from tgis_cli.model_files.convert.torch_file import StoredTensor
+from tgis_cli.model_files.download.remote_headers import write_content_with_hole
 from tgis_server.engines.catalogue import find_engine
+from tgis_server.engines.door import ModelSummary
+from tgis_server.model_files import TENSOR_DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_name("deployment_models.toml")
@@ -31,6 +35,7 @@ FOLDERS = ("base", "overlays", "models", "kserve")  # the rest of deployment/ is
 MARK = "# Made by `make deployment`.\n"
 DEFAULT_TARGET = "deployment"
 COMMIT = "0" * 40
+FILE_BYTES = 5_000_000_000
 NULL = "null"  # TOML has none
 
 Table = dict[str, Any]
@@ -61,7 +66,25 @@ def add_model(cache: Path, model: Table) -> None:
             f"{model['model']} has {model['num_parameters']:,} parameters, but the shapes in {TABLE.name} have "
             f"{num_parameters:,}: one of them is wrong."
         )
-    write_converted_header(snapshot)
+    lay_out_weights(snapshot, summary)
+
+
+def lay_out_weights(snapshot: Path, summary: ModelSummary) -> None:
+    """Files with the headers of the weights and a hole in place of the data, cut as transformers cuts them."""
+    assert summary.dtype is not None, "every config in the table has torch_dtype"
+    dtype, item_bytes = TENSOR_DTYPES[summary.dtype]
+    files: list[dict[str, StoredTensor]] = [{}]
+    size = 0
+    for name, shape in summary.tensors.items():
+        num_bytes = math.prod(shape) * item_bytes
+        if files[-1] and size + num_bytes > FILE_BYTES:
+            files.append({})
+            size = 0
+        files[-1][name] = StoredTensor(dtype, item_bytes, shape, (), 0)
+        size += num_bytes
+    for number, tensors in enumerate(files, 1):
+        file = snapshot / f"model-{number:05}-of-{len(files):05}.safetensors"
+        write_content_with_hole(file, Content(snapshot, tensors, {}))
 
 
 class Generator:
