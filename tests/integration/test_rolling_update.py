@@ -1,8 +1,8 @@
 """A rolling update in miniature: a new server is ready, then the old one is stopped, and no client notices.
 
 Clients find the servers as in Kubernetes: by a headless Service, whose addresses they all connect to, or by a Service
-with an address of its own, which gives each new connection to a ready server and never moves one. No call is repeated
-after a failure.
+with an address of its own, which gives each new connection to a ready server and never moves one. Their channels have
+no retry policy, so a call that fails is not repeated.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
-import yaml
 
-from monitoring_files import FOLDER, ROOT, SERIES, find_selectors, list_alerts, read_rules
+from cluster_objects import check_objects, needs_kubectl, render
+from monitoring_files import FOLDER, ROOT, SERIES, find_selectors, list_alerts, read_dashboard, read_rules
 
 ALERTS = {alert["alert"]: alert for alert in list_alerts()}
 
@@ -43,10 +44,12 @@ def test_only_the_group_that_is_named_after_kube_state_metrics_needs_it():
     assert {name for name in read["tgis-kube-state-metrics"] - SERIES if not name.startswith("kube_")} == {"up"}
 
 
-def test_the_dashboard_is_installed_where_grafanas_sidecar_looks_for_it():
-    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
-    [generated] = kustomization["configMapGenerator"]
+@needs_kubectl
+def test_a_cluster_takes_the_alerts_and_grafanas_sidecar_finds_the_dashboard():
+    objects = render(FOLDER)
+    check_objects(objects)
+    by_kind = {obj["kind"]: obj for obj in objects}
 
-    assert kustomization["resources"] == ["prometheus-rule.yaml"]
-    assert generated["files"] == ["tgis.json=grafana-dashboard.json"]
-    assert generated["options"]["labels"] == {"grafana_dashboard": "1"}
+    assert by_kind["PrometheusRule"]["spec"] == read_rules()
+    assert by_kind["ConfigMap"]["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    assert json.loads(by_kind["ConfigMap"]["data"]["tgis.json"]) == read_dashboard()
