@@ -266,7 +266,9 @@ undo_line() {
 
 pause() {
   sleep $POLL_S &
-  wait $! # unlike sleep itself, this ends at once when a signal arrives
+  sleeper=$!
+  wait $sleeper # unlike sleep itself, this ends at once when a signal arrives
+  sleeper=''
 }
 
 wait_until_served() {
@@ -307,6 +309,7 @@ END
 
 stop() { # EXIT-CODE
   trap - INT TERM
+  [ -z "$sleeper" ] || kill "$sleeper" 2>/dev/null || :
   echo >&2
   case $stage in
     checking) fail "$1" "Interrupted; nothing was applied." ;;
@@ -317,7 +320,7 @@ stop() { # EXIT-CODE
 
 here=$(cd "$(dirname "$0")" && pwd)
 models=$here/models
-stage=checking
+stage=checking sleeper=''
 trap 'stop 130' INT
 trap 'stop 143' TERM
 

@@ -154,6 +154,21 @@ def test_a_model_is_applied_and_its_endpoint_printed_when_it_serves(site: Site, 
     assert "kubectl --context stub -n team port-forward service/demo 8033:8033" in out
 
 
+def test_a_shipped_model_is_deployed_whole(site: Site, cluster: StubCluster):
+    site.script = SCRIPT
+
+    code, out, err = site.deploy("demo")
+
+    assert (code, err) == (0, "")
+    assert sorted(change.removeprefix("POST ") for change in cluster.changes) == [
+        "deployments/demo",
+        "networkpolicies/demo",
+        "serviceaccounts/demo",
+        "services/demo",
+    ]
+    assert "port-forward service/demo 8033:8033" in out
+
+
 def test_a_dry_run_shows_the_changes_and_makes_none(site: Site, cluster: StubCluster):
     code, out, err = site.deploy("demo", "--dry-run")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tgis_cli.manifest.explained import Explained, strip
 
 ROOT = Path(__file__).parents[3]
 DEPLOYMENT = ROOT / "deployment"
+ORIGINAL = ROOT / "tests/unit/migrate/manifests/original.yaml"
 sys.path.append(str(ROOT / "scripts"))
 import generate_deployment  # noqa: E402
 import kustomize_overlays  # noqa: E402
@@ -91,6 +93,30 @@ def sort_merged(value: Any, field: str = "") -> Any:
     key = kustomize_overlays.MERGED.get(field)
     items = [sort_merged(each) for each in value]
     return sorted(items, key=lambda item: str(item[key])) if key else items
+
+
+@needs_kubectl
+def test_the_originals_manifest_needs_only_another_image(tmp_path: Path):
+    shutil.copy(ORIGINAL, tmp_path / "original.yaml")
+    images = [{"name": "registry.example.com/text-gen-server", "newName": "registry.example.com/tgis", "newTag": "1"}]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["original.yaml"], "images": images}))
+
+    objects = render(tmp_path)
+
+    check_objects(objects)
+    before = list(yaml.safe_load_all(ORIGINAL.read_text()))
+    assert yaml.safe_dump(sort(before)).replace("text-gen-server:latest", "tgis:1") == yaml.safe_dump(sort(objects))
+
+
+def sort(objects: list[Object]) -> list[Object]:
+    return sorted(objects, key=lambda obj: str(obj["kind"]))
+
+
+def test_every_model_is_in_the_docs():
+    page = (ROOT / "docs/kubernetes.md").read_text()
+
+    assert [name for name in TABLE["models"] if f"`{name}`" not in page] == []
+    assert [kind for kind in KINDS if f"`{kind}`" not in page] == []
 
 
 def test_a_wrong_shape_is_found_by_the_number_of_parameters(tmp_path: Path):
