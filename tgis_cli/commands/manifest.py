@@ -19,7 +19,8 @@ from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False)
 
-TARGETS = ("deployment", "kserve", "kustomize")  # those of tgis_cli.manifest, which the help does not import
+# Those of tgis_cli.manifest, which the help does not import
+TARGETS = ("deployment", "kserve", "kustomize")
 AUTOSCALERS = ("hpa", "keda")
 
 

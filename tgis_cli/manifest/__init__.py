@@ -6,7 +6,7 @@ their numbers.
 
 from tgis_cli.manifest.make import Manifest, make_manifest
 from tgis_cli.manifest.output import write_manifest
-from tgis_cli.manifest.wanted import AUTOSCALERS, TARGETS, Wanted
+from tgis_cli.manifest.wanted import Wanted
 from tgis_cli.manifest.yaml_text import to_json, to_yaml
 
-__all__ = ["AUTOSCALERS", "TARGETS", "Manifest", "Wanted", "make_manifest", "to_json", "to_yaml", "write_manifest"]
+__all__ = ["Manifest", "Wanted", "make_manifest", "to_json", "to_yaml", "write_manifest"]

@@ -49,9 +49,7 @@ def make_serving_runtime(workload: Workload) -> Explained:
         "labels": {**workload.labels, "opendatahub.io/dashboard": "true"},
         "annotations": {"openshift.io/display-name": f"TGIS for {workload.title}"},
     }
-    return Explained(
-        runtime, f"{describe(workload)} The port's name h2c says that it speaks HTTP/2 without TLS, as gRPC does."
-    )
+    return Explained(runtime, f"{describe(workload)} The port is named h2c, by which KServe knows gRPC.")
 
 
 def make_inference_service(workload: Workload) -> Explained:

@@ -14,8 +14,8 @@ from tgis_cli.manifest.workload import Workload
 
 MONITORING = ("monitoring", "openshift-monitoring", "openshift-user-workload-monitoring")
 DNS_PORTS = (53, 5353)  # the second one is that of OpenShift's pods, behind its Service
-HTTPS_PORT = 443
-OTLP_PORT = 4317
+OTLP = "otlp"
+DEFAULT_PORTS = {"http": 80, "https": 443, OTLP: 4317}
 
 
 def make_kubernetes_objects(workload: Workload) -> Iterator[Explained]:
@@ -48,8 +48,8 @@ def make_service_account(workload: Workload, secrets: tuple[str, ...] = ()) -> E
 
 
 def make_service(workload: Workload) -> Explained:
-    protocol = None if workload.has_tls else "kubernetes.io/h2c"
-    grpc = without_none({"name": "grpc", "port": workload.grpc_port, "targetPort": "grpc", "appProtocol": protocol})
+    protocol = "https" if workload.has_tls else "kubernetes.io/h2c"
+    grpc = {"name": "grpc", "port": workload.grpc_port, "targetPort": "grpc", "appProtocol": protocol}
     service = make_object(
         workload,
         "v1",
@@ -133,7 +133,7 @@ def make_network_policy(workload: Workload) -> Explained:
         "ingress": [
             Explained(
                 {"from": [{"podSelector": {}}], "ports": [make_port(workload.grpc_port)]},
-                "Calls come from pods of this namespace.",
+                "Calls come from pods of this namespace: add those of gateways and clients elsewhere.",
             ),
             Explained(
                 {
@@ -164,30 +164,24 @@ def make_network_policy(workload: Workload) -> Explained:
 
 
 def make_egress(workload: Workload) -> Any:
-    ports = []
+    targets = []
     if workload.placement.source.kind == "hub":
-        ports.append(find_port(workload.hub_endpoint, HTTPS_PORT))
+        targets.append((find_port(workload.hub_endpoint or "https://huggingface.co"), "The hub, or a proxy to it."))
     if workload.otlp_endpoint:
-        ports.append(find_port(workload.otlp_endpoint, OTLP_PORT))
-    if not ports:
+        targets.append((find_port(workload.otlp_endpoint), "The collector of traces."))
+    if not targets:
         return Explained([], "Nothing: serving needs no connections of its own.")
     dns = [make_port(port, protocol) for port in DNS_PORTS for protocol in ("UDP", "TCP")]
-    reasons = {True: "the hub (through a proxy, its port)", False: "the collector of traces"}
     return [
         Explained({"to": [{"namespaceSelector": {}}], "ports": dns}, "Names, from the cluster's DNS."),
-        *(
-            Explained({"ports": [make_port(port)]}, f"To {reasons[is_hub]}.")
-            for port, is_hub in zip(ports, (workload.placement.source.kind == "hub", False), strict=False)
-        ),
+        *(Explained({"ports": [make_port(port)]}, why) for port, why in targets),
     ]
 
 
-def find_port(url: str | None, default: int) -> int:
-    """The port of a URL, with or without a scheme."""
-    if not url:
-        return default
-    parts = urlsplit(url if "://" in url else f"//{url}")
-    return parts.port or {"http": 80}.get(parts.scheme, default) if default == HTTPS_PORT else parts.port or default
+def find_port(url: str) -> int:
+    """The port of a URL; without a scheme it is that of a collector of traces."""
+    parts = urlsplit(url if "://" in url else f"{OTLP}://{url}")
+    return parts.port or DEFAULT_PORTS.get(parts.scheme, DEFAULT_PORTS[OTLP])
 
 
 def make_port(port: int, protocol: str = "TCP") -> Object:

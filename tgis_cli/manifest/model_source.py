@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tgis_cli.manifest.names import check_resource
@@ -86,18 +86,17 @@ def place_model(found: ModelSource, revision: str | None, wanted: Wanted) -> Pla
     check_source(source, found, wanted, is_demo=is_demo, is_directory=is_directory)
     if is_demo:
         return Placement(source, "", is_cached=False, revision=None)
+    last = Path(found.model).expanduser().resolve().name if is_directory else found.model.rpartition("/")[2]
+    if source.kind == "pvc" and not source.path and is_directory:
+        source = replace(source, path=last)
     if wanted.is_kserve and source.kind != "image":
         return Placement(source, KSERVE_MODEL, is_cached=False, revision=revision if source.kind == "hub" else None)
-    last = Path(found.model).name if not is_directory else found.model_dir.name if not found.is_stand_in else ""
-    last = last or Path(found.model).resolve().name
     match source.kind:
         case "pvc" if source.path:
             return Placement(source, f"{MODELS}/{source.path}", is_cached=False, revision=None)
         case "bundle" if is_directory:  # in the cache a second run of the init container replaces what a first one left
             return Placement(source, f"local/{last}", is_cached=True, revision=None)
         case "image":
-            return Placement(source, f"{MODELS}/{last}", is_cached=False, revision=None)
-        case _ if is_directory:
             return Placement(source, f"{MODELS}/{last}", is_cached=False, revision=None)
         case _:
             return Placement(source, found.model, is_cached=True, revision=revision)

@@ -127,13 +127,14 @@ def make_container(workload: Workload, name: str, grpc_port: str) -> Object:
     )
 
 
-def make_env(workload: Workload) -> list[Object] | None:
-    env: list[Object] = [{"name": "HF_HUB_CACHE", "value": MODELS}] if workload.placement.is_cached else []
+def make_env(workload: Workload) -> list[Any] | None:
+    env: list[Any] = [{"name": "HF_HUB_CACHE", "value": MODELS}] if workload.placement.is_cached else []
+    secret = f"{workload.name}-options"
     env += [
-        {
-            "name": option.env,
-            "valueFrom": {"secretKeyRef": {"name": f"{workload.name}-options", "key": option.env}},
-        }
+        Explained(
+            {"name": option.env, "valueFrom": {"secretKeyRef": {"name": secret, "key": option.env}}},
+            f"Has credentials: kubectl create secret generic {secret} --from-literal={option.env}=…",
+        )
         for option in workload.secret_options
     ]
     return env or None
@@ -223,10 +224,11 @@ def make_model_volumes(workload: Workload) -> list[Any]:
     source = workload.placement.source
     match source.kind:
         case "pvc":
-            return [{"name": "model", "persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}]
+            claim = {"name": "model", "persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
+            return [Explained(claim, "Pods on several nodes need the access mode ReadOnlyMany or ReadWriteMany.")]
         case "hub" if source.claim:
             claim = {"name": "model", "persistentVolumeClaim": {"claimName": source.claim}}
-            return [Explained(claim, "Pods on several nodes need a claim with access mode ReadWriteMany.")]
+            return [Explained(claim, "Pods on several nodes need the access mode ReadWriteMany.")]
         case "bundle":
             size = write_quantity(model_room(workload))
             volume = {"name": "model", "emptyDir": {"sizeLimit": size}}

@@ -37,16 +37,16 @@ class Resources:
     kv_cache_memory: int | None = None  # the option's value for each shard on a CPU; None: the launcher decides
 
 
-def imagine_node(cpus: int | None) -> Machine:
+def imagine_node(num_cpus: int) -> Machine:
     """A node about which nothing is known but what is stated, so that a manifest is the same wherever it is made.
 
-    Without bf16 instructions weights take the most memory, so that it is enough on every node.
+    Its CPUs have the instructions with which a model takes the most memory, so that it is enough on every node.
     """
-    number = cpus or CPUS_PER_SHARD
     return Machine(
         gpus=(),
-        cpus=tuple(Cpu(index, index) for index in range(number)),
-        has_bf16=False,
+        cpus=tuple(Cpu(index, index) for index in range(num_cpus)),
+        has_bf16=False,  # the weights become float32, unless an option says otherwise
+        packs_weights=True,
         free_bytes=UNLIMITED_BYTES,
         limit_bytes=None,
     )

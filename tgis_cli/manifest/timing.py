@@ -14,7 +14,8 @@ HUB_BYTES_PER_S = 25_000_000  # a slow connection
 START_S = 60  # processes and libraries, with a slow disk
 PROBE_S = 5  # a ready server waits that long for its first request at most
 SCHEDULE_S = 600  # for finding a node and fetching the image
-DRAIN_DELAY_S = 10.0  # for the change of endpoints to reach all clients
+DRAIN_DELAY_S = 15.0  # for the change of endpoints to reach all clients
+CONNECTION_AGE_SHARE = 2 / 3  # of the drain delay: connections opened before the change are closed within it
 GRACE_MARGIN_S = 10  # beyond the launcher's own limit
 
 
@@ -23,6 +24,7 @@ class Timing:
     """Seconds and numbers of tries, each with its reason."""
 
     drain_delay_s: float
+    connection_age_s: float  # at most, so that clients leave a pod while it still accepts calls; 0: for ever
     grace_s: int
     grace_why: str
     startup_failures: int
@@ -48,6 +50,7 @@ def decide_timing(
     fetching = f" + {fetch_s} s to fetch the model at {fetch_rate // 1_000_000} MB/s" if fetch_bytes else ""
     return Timing(
         drain_delay_s=drain_delay_s,
+        connection_age_s=float(int(drain_delay_s * CONNECTION_AGE_SHARE)),
         grace_s=grace_s,
         grace_why=(
             f"{drain_delay_s:g} s (--drain-delay) + {config.drain_timeout:g} s (--drain-timeout) + {SLACK_S:g} s in "

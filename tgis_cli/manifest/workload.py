@@ -9,7 +9,7 @@ from tgis_cli.manifest.command_line import list_given, list_secret, write_args
 from tgis_cli.manifest.explained import Explained
 from tgis_cli.manifest.model_source import Placement, place_model
 from tgis_cli.manifest.names import name_after
-from tgis_cli.manifest.resources import Resources, imagine_node, size_for_cpu, size_for_gpus
+from tgis_cli.manifest.resources import CPUS_PER_SHARD, Resources, imagine_node, size_for_cpu, size_for_gpus
 from tgis_cli.manifest.timing import DRAIN_DELAY_S, Timing, decide_timing
 from tgis_cli.manifest.wanted import PROMETHEUS, Wanted
 from tgis_cli.plan import Devices, PlanReport, make_report, read_devices
@@ -116,7 +116,7 @@ def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, e
         wanted=wanted,
         name=wanted.name or name_after(source.model),
         title=source.model,
-        args=tuple(choose_args(loaded, placement, resources, drain_delay_s, wanted)),
+        args=tuple(choose_args(loaded, placement, resources, timing, wanted)),
         secret_options=tuple(list_secret(loaded)),
         placement=placement,
         num_bytes=num_bytes,
@@ -129,13 +129,28 @@ def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, e
         max_batch_size=config.max_batch_size,
         otlp_endpoint=split_credentials(config.otlp_endpoint)[0] if config.otlp_endpoint else None,
         hub_endpoint=environ.get(ENDPOINT_VARIABLE) or None,
-        warnings=(*report.resolved.warnings, *(report.chosen.notes if report.chosen else ())),
+        warnings=tuple(find_warnings(report, placement, wanted)),
     )
+
+
+def find_warnings(report: PlanReport, placement: Placement, wanted: Wanted) -> Iterator[str]:
+    """Those of the plan, and what the files of the model still lack."""
+    if report.resolved is not None:
+        yield from report.resolved.warnings
+    if report.chosen is not None:
+        yield from report.chosen.notes
+    is_converted_in_pod = placement.source.kind == "hub" and not wanted.is_kserve
+    if report.source.convert_bytes and not is_converted_in_pod:
+        yield (
+            f"{report.source.model} has PyTorch weights: convert them with `tgis convert-to-safetensors` before "
+            f"--model-source {placement.source} is used."
+        )
 
 
 def state_devices(wanted: Wanted, loaded: LoadedConfig) -> Devices:
     """The devices of the cluster: stated, or a CPU with whatever memory it takes."""
-    node = imagine_node(wanted.cpu_cores)
+    num_shard = loaded.config.num_shard or loaded.config.num_gpus or 1
+    node = imagine_node(wanted.cpu_cores or CPUS_PER_SHARD * num_shard)
     if wanted.gpu is None and wanted.cpu is None:
         return Devices(node, "a CPU with as much memory as the model needs")
     return read_devices(wanted.gpu, wanted.cpu, loaded.config, node)
@@ -153,7 +168,7 @@ def size_resources(report: PlanReport, devices: Devices, wanted: Wanted) -> Reso
 
 
 def choose_args(
-    loaded: LoadedConfig, placement: Placement, resources: Resources, drain_delay_s: float, wanted: Wanted
+    loaded: LoadedConfig, placement: Placement, resources: Resources, timing: Timing, wanted: Wanted
 ) -> Iterator[str | Explained]:
     """The given options, and those that a cluster needs."""
     values = list_given(loaded)
@@ -173,7 +188,11 @@ def choose_args(
         add("num_shard", resources.num_gpus, "The fewest GPUs that hold the model.")
     if resources.kv_cache_memory is not None:
         add("kv_cache_memory", resources.kv_cache_memory, "Of each shard; the memory below is for exactly this.")
-    add("drain_delay", drain_delay_s, "Calls are accepted until all clients see the pod leave: no preStop is needed.")
+    if "max_connection_age" not in values and timing.connection_age_s:
+        why = "Clients reconnect, also to new pods. Less than --drain-delay: they leave before calls are refused."
+        add("max_connection_age", timing.connection_age_s, why)
+    why = "Calls are accepted until all clients see the pod leave: no preStop is needed."
+    add("drain_delay", timing.drain_delay_s, why)
     return write_args(placement.model, None if wanted.is_kserve else placement.revision, values, reasons)
 
 
