@@ -6,7 +6,7 @@
 set -eu
 
 DONE=0 NOT_SERVING=1 WRONG_USAGE=2 NO_CLUSTER=3 REFUSED=4
-POLL_S=5 STATEFUL_SET_S=3600
+POLL_S=5 STATEFUL_SET_S=3600 MAX_FAILURES=6
 
 usage() {
   cat <<'END'
@@ -244,7 +244,7 @@ find_unready() { # pods on stdin
 
 explain_pod() { # POD
   printf 'Pod %s is not ready.\n' "$1"
-  cluster get pod "$1" -o "go-template=$WHY"
+  cluster get pod "$1" -o "go-template=$WHY" || :
   cluster get events --field-selector "involvedObject.name=$1,type=Warning" --sort-by=.lastTimestamp \
     -o 'go-template={{range .items}}  last warning: {{.message}}{{"\n"}}{{end}}' | tail -n 1
   printf '  more: kubectl --context %s -n %s describe pod %s; logs %s --all-containers\n' "$context" "$namespace" "$1" "$1"
@@ -254,7 +254,7 @@ give_up() { # SENTENCE POD
   if [ -n "$2" ]; then
     explain_pod "$2" >&2
   else
-    reason=$(cluster get "$workload" -o "go-template=$NOT_CREATED")
+    reason=$(cluster get "$workload" -o "go-template=$NOT_CREATED" 2>/dev/null) || reason=''
     [ -z "$reason" ] || printf 'No pod can be created: %s\n' "$reason" >&2
   fi
   fail $NOT_SERVING "$1 It stays applied. $(undo_line)"
@@ -272,18 +272,20 @@ pause() {
 }
 
 wait_until_served() {
-  started_s=$(date +%s) shown=''
+  started_s=$(date +%s) shown='' failures=0
   case $workload in statefulset*) timeout_s=${timeout_s:-$STATEFUL_SET_S} ;; esac
   while :; do
-    # Fails when the roll-out has exceeded its progressDeadlineSeconds.
-    if ! line=$(cluster rollout status "$workload" --watch=false 2>&1); then
-      give_up "$model does not serve: $line." "$(list_new_pods | find_unready)"
-    fi
+    line=$(cluster rollout status "$workload" --watch=false --timeout=20s 2>&1) && failures=0 || failures=$((failures + 1))
     elapsed_s=$(($(date +%s) - started_s))
     case $line in
       *'successfully rolled out'* | *'rolling update complete'*) printf '%4d s  %s\n' "$elapsed_s" "$line" && return ;;
     esac
-    pods=$(list_new_pods)
+    pods=$(list_new_pods 2>/dev/null) || pods=''
+    case $failures-$line in # kubectl fails when progressDeadlineSeconds are over, or if the cluster does not answer
+      0-*) ;;
+      *'exceeded its progress deadline'*) give_up "$model does not serve: $line." "$(printf '%s\n' "$pods" | find_unready)" ;;
+      $MAX_FAILURES-*) give_up "It is not known whether $model serves: $line." '' ;;
+    esac
     hopeless=$(printf '%s\n' "$pods" | find_hopeless)
     [ -z "$hopeless" ] || give_up "$model does not start." "$hopeless"
     state=$line$pods

@@ -97,7 +97,11 @@ class Site:
 
     def deploy(self, *arguments: str) -> tuple[int, str, str]:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=60)
+        with process:
+            try:
+                out, err = process.communicate(timeout=60)
+            finally:
+                process.kill()
         return process.returncode, out, err
 
 
@@ -440,6 +444,60 @@ def test_failing_pods_of_an_older_revision_are_not_blamed_on_the_new_one(site: S
     add_pods(cluster, unready(containerStatuses=[waiting("ContainerCreating")]), revision=10)
 
     assert site.deploy("demo")[0] == 0
+
+
+def refuse_some(cluster: StubCluster, what: str, times: int, after: str = "POST deployments/demo") -> None:
+    """After this change, answer requests whose path contains ``what`` with 503, so many times."""
+    real_answer = cluster.answer
+    left = [times]
+
+    def answer(method: str, target: str, body: bytes) -> Any:
+        if after in cluster.changes and what in target and left[0] > 0:
+            left[0] -= 1
+            return 503, {"kind": "Status", "status": "Failure", "message": "etcd has no leader", "code": 503}
+        return real_answer(method, target, body)
+
+    cluster.answer = answer  # type: ignore[method-assign]
+
+
+def test_a_cluster_that_takes_only_some_of_the_objects_is_reported(site: Site, cluster: StubCluster):
+    refuse_some(cluster, "/deployments/demo", 1, after="POST services/demo")
+
+    code, _, err = site.deploy("demo")
+
+    assert (code, cluster.changes) == (REFUSED, ["POST services/demo"])
+    assert "Not all objects could be applied. `kubectl --context stub -n team delete -k " in err
+
+
+def test_a_cluster_that_falls_silent_for_a_while_is_asked_again(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING, SERVING]
+    refuse_some(cluster, "/deployments/demo", 2)
+
+    code, out, _ = site.deploy("demo")
+
+    assert code == 0
+    assert "etcd has no leader" in out
+
+
+def test_a_cluster_that_stays_silent_ends_the_wait(site: Site, cluster: StubCluster):
+    refuse_some(cluster, "/deployments/demo", 1000)
+
+    code, _, err = site.deploy("demo")
+
+    assert code == NOT_SERVING
+    assert "It is not known whether demo serves: " in err
+    assert "It stays applied." in err
+
+
+def test_a_pod_that_is_gone_before_it_can_be_explained_does_not_hide_the_end(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING]
+    add_pods(cluster, unready(containerStatuses=[waiting("CrashLoopBackOff")]))
+    refuse_some(cluster, "/pods/", 1000)
+
+    code, _, err = site.deploy("demo")
+
+    assert code == NOT_SERVING
+    assert "demo does not start. It stays applied." in err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
