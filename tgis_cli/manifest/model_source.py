@@ -81,7 +81,7 @@ def place_model(found: ModelSource, revision: str | None, wanted: Wanted) -> Pla
         UsageError: the source contradicts the model, or other options.
     """
     is_demo = found.model_dir == DEMO_MODEL_DIR
-    is_directory = not is_demo and is_path(found.model)
+    is_directory = not is_demo and is_own_directory(found)
     source = parse_source(wanted.model_source) if wanted.model_source else default_source(found, is_demo, is_directory)
     check_source(source, found, wanted, is_demo=is_demo, is_directory=is_directory)
     if is_demo:
@@ -102,9 +102,9 @@ def place_model(found: ModelSource, revision: str | None, wanted: Wanted) -> Pla
             return Placement(source, found.model, is_cached=True, revision=revision)
 
 
-def is_path(model: str) -> bool:
-    """Whether the model is a directory of this machine and not the name of one on the hub."""
-    return model.startswith(("/", ".", "~")) or Path(model).is_dir()
+def is_own_directory(found: ModelSource) -> bool:
+    """Whether the model was given as a directory, and not by its name on the hub."""
+    return (found.target_dir or found.model_dir).resolve() == Path(found.model).expanduser().resolve()
 
 
 def default_source(found: ModelSource, is_demo: bool, is_directory: bool) -> Source:

@@ -15,6 +15,7 @@ from tgis_cli.manifest.wanted import PROMETHEUS, Wanted
 from tgis_cli.plan import Devices, PlanReport, make_report, read_devices
 from tgis_cli.plan.source import ModelSource
 from tgis_server import __version__
+from tgis_server.errors import UsageError
 from tgis_server.options import LoadedConfig, Option
 from tgis_server.words.url_credentials import split_credentials
 
@@ -41,7 +42,6 @@ class Workload:
     grpc_port: int
     http_tls: str
     termination_log: str
-    max_batch_size: int
     otlp_endpoint: str | None
     hub_endpoint: str | None
     warnings: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Workload:
     @property
     def fetches(self) -> bool:
         """Whether an init container brings the model."""
-        return self.placement.source.kind in ("hub", "bundle") and not self.wanted.is_kserve
+        return is_fetched(self.placement, self.wanted)
 
     @property
     def prometheus(self) -> str:
@@ -104,7 +104,7 @@ def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, e
         raise report.problem
     resources = size_resources(report, devices, wanted)
     num_bytes = source.num_bytes + source.convert_bytes
-    fetch_bytes = num_bytes if placement.source.kind in ("hub", "bundle") and not wanted.is_kserve else 0
+    fetch_bytes = num_bytes if is_fetched(placement, wanted) else 0
     config = loaded.config
     is_delay_given = loaded.origins["drain_delay"] != "default"
     drain_delay_s = config.drain_delay if is_delay_given else DRAIN_DELAY_S
@@ -126,11 +126,30 @@ def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, e
         grpc_port=config.grpc_port,
         http_tls=config.http_tls,
         termination_log=str(config.termination_log),
-        max_batch_size=config.max_batch_size,
         otlp_endpoint=split_credentials(config.otlp_endpoint)[0] if config.otlp_endpoint else None,
-        hub_endpoint=environ.get(ENDPOINT_VARIABLE) or None,
+        hub_endpoint=read_endpoint(environ) if placement.source.kind == "hub" else None,
         warnings=tuple(find_warnings(report, placement, wanted)),
     )
+
+
+def is_fetched(placement: Placement, wanted: Wanted) -> bool:
+    """Whether an init container of ours brings the model."""
+    return placement.source.kind in ("hub", "bundle") and not wanted.is_kserve
+
+
+def read_endpoint(environ: Mapping[str, str]) -> str | None:
+    """The mirror of the hub from which this command reads headers, and pods download.
+
+    Raises:
+        UsageError: its URL contains credentials, which would be printed.
+    """
+    endpoint = environ.get(ENDPOINT_VARIABLE, "").strip()
+    if split_credentials(endpoint)[1]:
+        raise UsageError(
+            f"{ENDPOINT_VARIABLE} contains credentials, which a manifest must not show: name a mirror without them, or "
+            "download with a token (--hf-token-secret)."
+        )
+    return endpoint or None
 
 
 def find_warnings(report: PlanReport, placement: Placement, wanted: Wanted) -> Iterator[str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from cluster_objects import InvalidObject, check_object, check_together
 from in_process import run_in_process
 from manifests import MODEL, Object, make, objects_of, pod_of, server_of, write_model
 from tgis_cli.manifest.explained import strip
+from tgis_cli.model_files import DEMO_MODEL_DIR
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "demo": {"model": None},
@@ -115,6 +119,27 @@ def test_a_directory_of_this_machine_has_the_same_name_in_a_claim(tmp_path: Path
     model = write_model(tmp_path / "my-llama")
 
     assert server_of(make({}, str(model), model_source="pvc:models"))["args"][1] == "/models/my-llama"
+
+
+def test_a_name_in_the_cache_is_not_a_directory_that_happens_to_have_it(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / MODEL).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    assert server_of(make(environ, model_source="hub:models"))["args"][1] == MODEL
+
+
+def test_pytorch_weights_must_be_converted_before_they_are_mounted(tmp_path: Path) -> None:
+    model = tmp_path / "my-demo"
+    shutil.copytree(DEMO_MODEL_DIR, model)
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+
+    made = make({}, str(model), model_source="pvc:models")
+
+    assert server_of(made)["args"][1] == "/models/my-demo"
+    assert any("convert them with `tgis convert-to-safetensors`" in warning for warning in made.warnings)
 
 
 def test_a_bundled_directory_gets_a_name_in_the_cache(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def test_a_directory_of_this_machine_needs_a_place_in_the_cluster(source: str | 
         make({}, model, model_source=source)
 
 
+def test_a_mirror_with_a_password_is_not_printed(environ: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=r"HF_ENDPOINT contains credentials"):
+        make(environ | {"HF_ENDPOINT": "https://me:word@hub.example.com"})
+
+
 @pytest.mark.parametrize("wanted", [{"gpu": "2GiB"}, {"cpu": "8GiB"}, {"gpu": "16GiBx2", "flags": {"num_shard": "1"}}])
 def test_a_model_that_does_not_fit_is_refused_as_by_a_plan(wanted: dict[str, Any], environ: dict[str, str]) -> None:
     with pytest.raises(NotEnoughDevices):
