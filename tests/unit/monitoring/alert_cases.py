@@ -16,7 +16,7 @@ class Case:
     at: str = "20m"
 
 
-JOB = 'namespace="prod",job="granite"'
+JOB = 'namespace="prod",job="prod/granite"'  # as the Prometheus operator names a PodMonitor
 A, B = (f'{JOB},pod="{pod}",instance="{address}"' for pod, address in (("a", "10.0.0.1:3000"), ("b", "10.0.0.2:3000")))
 DEPLOYMENT = 'namespace="prod",deployment="granite",job="kube-state-metrics"'
 LOOP = 'namespace="prod",pod="a",container="server",reason="CrashLoopBackOff",job="kube-state-metrics"'
