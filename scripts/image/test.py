@@ -1,7 +1,8 @@
 """Build the image twice and try it; `make image-test` runs this, as root, on a Debian machine.
 
 It needs buildah, debootstrap, util-linux and what pip needs to find the packages, but no registry of images: the base
-is a small Debian, made once and kept in .cache/image. No mount or process remains, however this ends. Exits with 1 if a check fails, and with 2 if something is missing.
+is a small Debian, made once and kept in .cache/image. No mount or process remains, however this ends. Exits with 1 if a
+check fails, and with 2 if something is missing.
 """
 
 from __future__ import annotations
