@@ -6,9 +6,10 @@ INSTALL := $(BIN)/python scripts/install.py
 PYTEST_ARGS ?=
 PEERS ?=
 BENCH_ARGS ?=
+BUILD_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test acceptance conformance check format integration-tests proto docs bench build clean
+.PHONY: help demo test acceptance conformance check format integration-tests proto docs bench build image-test clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -47,9 +48,11 @@ docs: $(VENV)/installed  ## Regenerate the parts of docs/ that come from the cod
 bench: $(VENV)/installed  ## The standard table of figures, beside those in PEERS=FILE (about fifteen minutes)
 	@$(BIN)/python scripts/bench/standard_table.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_ARGS)
 
-build: $(VENV)/installed-dev  ## Wheel in dist/
-	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	@ls dist
+build: $(VENV)/installed-dev  ## Wheel and SBOM in dist/, and the image, by podman, buildah or docker (docs/containers.md)
+	@$(BIN)/python scripts/image/build.py $(BUILD_ARGS)
+
+image-test: $(VENV)/installed-dev  ## Build the image twice and try it, as root, with buildah and debootstrap
+	@$(BIN)/python scripts/image/test.py
 
 clean:  ## Remove everything that make made
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info server/*.egg-info

@@ -1,4 +1,4 @@
-"""Write what is made from the code in docs/: whole pages, and parts of migration.md and commands.md.
+"""Write what is made from the code in docs/: whole pages, and parts of migration.md, commands.md and benchmarking.md.
 
 A test checks that they match.
 """
@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from tgis_cli.app import app
+from tgis_cli.commands.bench import EXIT_CODES
 from tgis_cli.decide.legacy_settings import SETTINGS
 from tgis_cli.migrate import examine_all, read_containers, read_settings_file
 from tgis_cli.migrate.text import print_reports
@@ -180,6 +181,16 @@ def commands_page() -> str:
     return fill_page("commands.md", {"help": list_of_commands})
 
 
+def benchmarking_page() -> str:
+    return fill_page("benchmarking.md", {"exit codes": exit_codes_table})
+
+
+def exit_codes_table() -> str:
+    """Every code with which `tgis bench` can end."""
+    rows = (f"| {code:d} | {meaning} |" for code, meaning in sorted(EXIT_CODES.items()))
+    return "\n".join(["| exit code | |", "|--:|---|", *rows, ""])
+
+
 def fill_page(name: str, texts: Mapping[str, Callable[[], str]]) -> str:
     """A hand-written page, with fresh text between its marks."""
     page = (DOCS / name).read_text()
@@ -253,6 +264,7 @@ PAGES = {
     "failures.md": failures_page,
     "migration.md": migration_page,
     "commands.md": commands_page,
+    "benchmarking.md": benchmarking_page,
 }
 
 

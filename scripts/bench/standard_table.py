@@ -3,9 +3,9 @@
 ``make bench [PEERS=FILE]``, or ``python scripts/bench/standard_table.py [--models 135m 1.1b] [--peers FILE] [--json
 FILE]``. The figures are those of ``tgis bench``; ``peers.py`` says what a peers file is. The models have random weights
 and are made on first use. Prompts have 128 tokens; answers have 64, and 128 with one stream. Rates of several streams
-are over the whole load with its prefills. "engine" is each prompt computed alone, one after the other, then decode
-steps of all rows. A server that mixes prefills and decode steps can be faster than that, so rates of several streams
-have no ratio.
+are over the whole load with its prefills. "served" is what clients get; "engine" is each prompt computed alone, one
+after the other, then decode steps of all rows. The engine is measured before and after each load, and the mean counts.
+A server that mixes prefills and decode steps can be faster than the engine, so rates of several streams have no ratio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ MODELS_DIR = HERE.parent.parent / ".cache" / "bench"
 MODELS = {"135m": "llama-135m", "1.1b": "llama-1.1b"}
 TGIS = Path(sys.executable).parent / "tgis"
 PROMPT, NEW, LONG_PROMPT = 128, 64, 512
+STREAMS = {DECODE: 1} | {row: streams for streams, row in BY_STREAMS.items()}
 CONTEXT = PROMPT + NEW // 2  # where a round of steps starts
 MEMORY_S = 0.5
 ATTACHED = "tgis_cli.attached"  # the module that is the launcher of a server of one command
@@ -90,34 +92,52 @@ class PeakWatch:
             thread.join()
 
 
-def measure_served(model: Path, rounds: int) -> dict[str, float]:
-    """The server's figures by row of the table."""
-    watch = PeakWatch()
+def measure(model: Path, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """What the server reaches, and what the engine alone reaches at the same time, both by row of the table."""
+    served, engine, watch = {}, {}, PeakWatch()
     with watch.watching():
-        single = load(model, streams=1, requests=max(10, 3 * rounds), new=2 * NEW)
-        found = {DECODE: 1 / single["latencies"]["tpot"]["mean"]}
-        for streams, row in BY_STREAMS.items():
-            level = load(model, streams=streams, requests=rounds * max(16, streams))
-            found[row] = level["whole_output_tokens_per_s"]
-        found[FIRST] = load(model, streams=1, requests=5, prompt=LONG_PROMPT, new=2)["latencies"]["ttft"]["mean"]
+        for row in (DECODE, *BY_STREAMS.values(), FIRST):
+            served[row], engine[row] = interleave(partial(serve, model, row, rounds), partial(step, model, row, rounds))
     starts = read_figures(bench("start", str(model), "--repeat", str(rounds)))
-    return found | {READY: starts["warm start", "ready"], PEAK: watch.num_bytes / 2**30}
+    return served | {READY: starts["warm start", "ready"], PEAK: watch.num_bytes / 2**30}, engine
 
 
-def measure_engine(model: Path, rounds: int) -> dict[str, float]:
-    """What the engine alone would reach, by row of the table."""
-    rows = ",".join(map(str, (1, *BY_STREAMS)))
-    words = ["--rows", rows, "--context", CONTEXT, "--prefill", f"{PROMPT},{LONG_PROMPT}", "--repeat", rounds]
-    figures = read_figures(bench("engine", str(model), *map(str, words)))
+def interleave(served: Callable[[], float], engine: Callable[[], float]) -> tuple[float, float]:
+    """Measure the engine before and after the server, and take the mean: the machine's speed may drift."""
+    before, found, after = engine(), served(), engine()
+    return found, (before + after) / 2
+
+
+def serve(model: Path, row: str, rounds: int) -> float:
+    """The server's figure for a row of the table."""
+    if row == FIRST:
+        level = load(model, streams=1, requests=5, prompt=LONG_PROMPT, new=2)
+        return float(level["latencies"]["ttft"]["mean"])
+    if row == DECODE:
+        level = load(model, streams=1, requests=max(10, 3 * rounds), new=2 * NEW)
+        return 1 / float(level["latencies"]["tpot"]["mean"])
+    streams = STREAMS[row]
+    level = load(model, streams=streams, requests=rounds * max(16, streams))
+    return float(level["whole_output_tokens_per_s"])
+
+
+def step(model: Path, row: str, rounds: int) -> float:
+    """The engine's figure for a row of the table."""
+    rows, prefill = ("", LONG_PROMPT) if row == FIRST else (STREAMS[row], PROMPT)
+    words = ["--rows", rows, "--context", CONTEXT, "--prefill", prefill, "--repeat", rounds]
+    return read_engine(row, read_figures(bench("engine", str(model), *map(str, words))))
+
+
+def read_engine(row: str, figures: dict[tuple[str, str], float]) -> float:
+    """For several streams: all prompts computed one after the other, then decode steps of all rows."""
+    if row == FIRST:
+        return figures[f"prefill, {LONG_PROMPT} tokens", "time"]
+    if row == DECODE:
+        return figures[f"decode, 1 row at {CONTEXT}", "tokens_per_s"]
+    streams = STREAMS[row]
+    step_s = figures[f"decode, {streams} rows at {CONTEXT}", "time"]
     prefill_s = figures[f"prefill, {PROMPT} tokens", "time"]
-    found = {
-        DECODE: figures[f"decode, 1 row at {CONTEXT}", "tokens_per_s"],
-        FIRST: figures[f"prefill, {LONG_PROMPT} tokens", "time"],
-    }
-    for streams, row in BY_STREAMS.items():
-        step_s = figures[f"decode, {streams} rows at {CONTEXT}", "time"]
-        found[row] = streams * NEW / (streams * prefill_s + (NEW - 1) * step_s)
-    return found
+    return streams * NEW / (streams * prefill_s + (NEW - 1) * step_s)
 
 
 def make_table(
@@ -163,7 +183,7 @@ def main() -> None:
     found = {}
     for shape in given.models:
         model = MODELS_DIR / MODELS[shape]
-        served, engine = measure_served(model, given.rounds), measure_engine(model, given.rounds)
+        served, engine = measure(model, given.rounds)
         found[shape] = {"served": served, "engine": engine, "peers": peers.get(shape, {})}
         print_table(MODELS[shape], make_table(served, engine, peers.get(shape, {})))
     if given.json:

@@ -19,11 +19,12 @@ import pytest
 from frontends import Server, run, serving
 from shards import wait_until
 from tgis_cli.clients import probe
-from tgis_cli.clients.address import HTTP
+from tgis_cli.clients.address import DEFAULT_PORTS, HTTP
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.grpc_client import Client
 from tgis_cli.clients.metrics_source import find_source
 from tgis_cli.clients.tls_files import TlsFiles
+from tgis_cli.top.watcher import Watcher
 from tgis_server.errors import TgisError, Unavailable, UsageError
 
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout")
@@ -348,6 +349,39 @@ def test_metrics_are_read_with_a_client_certificate(pki: Path):
             assert (await asyncio.to_thread(source.scrape)).samples
             with pytest.raises(Unavailable, match="demands a client certificate: --cert FILE --key FILE"):
                 await asyncio.to_thread(find_source(Connection(url), {}, protocol=HTTP).scrape)
+
+    run(test)
+
+
+def test_top_watches_a_server_over_tls(pki: Path):
+    async def test() -> None:
+        async with serving(**tls_options(pki, client_ca=True), http_tls="mutual") as server:
+            url = f"https://127.0.0.1:{server.frontend.state.http_port}"
+            files = {"ca": pki / "ca.pem", "cert": pki / "client.pem", "key": pki / "client.key"}
+            watcher = await asyncio.to_thread(Watcher.connect, Connection(url, **files))
+            glances = [await asyncio.to_thread(watcher.look) for _ in range(2)]
+            with pytest.raises(Unavailable, match="demands a client certificate: --cert FILE --key FILE"):
+                await asyncio.to_thread(Watcher.connect, Connection(url))
+
+        assert [(glance.url, glance.state, glance.reason, glance.running) for glance in glances] == [
+            (url, "ready", "", 0)
+        ] * 2
+        assert glances[1].requests_per_s == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("http_tls", ["off", "server"])
+def test_top_finds_the_default_http_port_of_a_tls_server(pki: Path, monkeypatch, http_tls: str):
+    async def test() -> None:
+        async with serving(**tls_options(pki), http_tls=http_tls) as server:
+            connection = Connection(f"grpcs://{server.address}", ca=pki / "ca.pem")
+            with pytest.raises(UsageError, match=r"http://\S+ or https://\S+ has .*; write --url https://HOST:PORT"):
+                await asyncio.to_thread(Watcher.connect, connection)
+            monkeypatch.setitem(DEFAULT_PORTS, HTTP, server.frontend.state.http_port)
+            watcher = await asyncio.to_thread(Watcher.connect, connection)
+
+        assert watcher.source.address.is_tls == (http_tls == "server")
 
     run(test)
 

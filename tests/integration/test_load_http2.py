@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tgis_cli.bench.http2.channel import MAX_FAILURES, Channel, NotConnectedError, Target
+from tgis_cli.bench.http2.channel import MAX_FAILURES, Channel, Endpoint, NotConnectedError
 from tgis_cli.bench.http2.client import (
     CANCELLED,
     INTERNAL,
@@ -56,14 +56,14 @@ def give_up(reason: str) -> None:
     pytest.fail(f"no connection: {reason}")
 
 
-def start(channel: Channel, target: Target, method: str, body: bytes = b"x") -> Call:
+def start(channel: Channel, target: Endpoint, method: str, body: bytes = b"x") -> Call:
     call = Call(target.make_block(f"/x.X/{method}"), body)
     channel.start(call)
     return call
 
 
 @asynccontextmanager
-async def connect(target: Target, on_give_up: Callable[[str], None] = give_up) -> AsyncIterator[Channel]:
+async def connect(target: Endpoint, on_give_up: Callable[[str], None] = give_up) -> AsyncIterator[Channel]:
     channel = Channel(target, on_give_up)
     await channel.connect()
     try:
@@ -157,7 +157,7 @@ async def async_server(port: int = 0) -> AsyncIterator[tuple[grpc.aio.Server, in
 def test_calls_to_a_threaded_server_bring_what_the_library_would_bring():
     async def test() -> None:
         with sync_server() as port:
-            target = Target("127.0.0.1", port, None)
+            target = Endpoint("127.0.0.1", port, None)
             async with connect(target) as channel:
                 echo = start(channel, target, "Echo", b"hello")
                 stream = start(channel, target, "Repeat", bytes(range(200)))
@@ -181,7 +181,7 @@ def test_calls_to_a_threaded_server_bring_what_the_library_would_bring():
 def test_large_messages_pass_the_windows_of_both_sides():
     async def test() -> None:
         with sync_server() as port:
-            target = Target("127.0.0.1", port, None)
+            target = Endpoint("127.0.0.1", port, None)
             async with connect(target) as channel:
                 calls = [start(channel, target, "Echo", bytes([number]) * LARGE) for number in range(3)]
                 assert [await call.ended for call in calls] == [(OK, "")] * 3
@@ -193,7 +193,7 @@ def test_large_messages_pass_the_windows_of_both_sides():
 def test_calls_beyond_the_servers_limit_of_streams_wait_for_their_turn():
     async def test() -> None:
         with sync_server(options=(("grpc.max_concurrent_streams", 2),)) as port:
-            target = Target("127.0.0.1", port, None)
+            target = Endpoint("127.0.0.1", port, None)
             async with connect(target) as channel:
                 calls = [start(channel, target, "Repeat", b"abc") for _ in range(10)]
                 assert channel.num_queued == 8
@@ -206,7 +206,7 @@ def test_calls_beyond_the_servers_limit_of_streams_wait_for_their_turn():
 def test_a_thousand_streams_at_a_time_from_an_asynchronous_server():
     async def test() -> None:
         async with async_server() as (_, port):
-            target = Target("127.0.0.1", port, None)
+            target = Endpoint("127.0.0.1", port, None)
             async with connect(target) as channel:
                 calls = [start(channel, target, "Repeat", bytes(range(20))) for _ in range(1000)]
                 assert {await call.ended for call in calls} == {(OK, "")}
@@ -218,7 +218,7 @@ def test_a_thousand_streams_at_a_time_from_an_asynchronous_server():
 def test_a_cancelled_call_ends_at_the_server_and_others_go_on():
     async def test() -> None:
         async with async_server() as (_, port):
-            target = Target("127.0.0.1", port, None)
+            target = Endpoint("127.0.0.1", port, None)
             async with connect(target) as channel:
                 call = start(channel, target, "Wait")
                 channel.cancel(call)
@@ -259,7 +259,7 @@ def test_tls_with_a_clients_certificate_and_another_name(certificates):
     async def test() -> None:
         with sync_server(credentials_of(certificates)) as port:
             pair = (certificates / "client.pem", certificates / "client.key")
-            target = Target("127.0.0.1", port, TlsFiles(certificates / "ca.pem", *pair, "models.example"))
+            target = Endpoint("127.0.0.1", port, TlsFiles(certificates / "ca.pem", *pair, "models.example"))
             async with connect(target) as channel:
                 echo = start(channel, target, "Echo", bytes(LARGE))
                 stream = start(channel, target, "Repeat", bytes(100))
@@ -274,7 +274,7 @@ def test_a_server_with_another_name_is_refused(certificates, name):
     async def test() -> None:
         with sync_server(credentials_of(certificates)) as port:
             pair = (certificates / "client.pem", certificates / "client.key")
-            channel = Channel(Target("127.0.0.1", port, TlsFiles(certificates / "ca.pem", *pair, name)), give_up)
+            channel = Channel(Endpoint("127.0.0.1", port, TlsFiles(certificates / "ca.pem", *pair, name)), give_up)
             with pytest.raises(NotConnectedError, match="certificate verify failed"):
                 await channel.connect()
 
@@ -287,7 +287,7 @@ def test_a_server_with_another_name_is_refused(certificates, name):
 def test_a_server_that_drains_finishes_its_calls_and_new_ones_go_to_its_successor():
     async def test() -> None:
         async with async_server() as (server, port):
-            target = Target("127.0.0.1", port, None)
+            target = Endpoint("127.0.0.1", port, None)
             async with connect(target, lambda reason: None) as channel:
                 call = start(channel, target, "Wait")
                 await call.has_begun.wait()
@@ -304,7 +304,7 @@ def test_without_a_server_calls_fail_and_the_channel_gives_up_after_some_attempt
     async def test() -> None:
         reasons: list[str] = []
         async with async_server() as (_, port):
-            target = Target("127.0.0.1", port, None)
+            target = Endpoint("127.0.0.1", port, None)
             async with connect(target, reasons.append) as channel:
                 first = start(channel, target, "Repeat", b"abc")
                 await first.ended
@@ -329,7 +329,7 @@ def test_what_is_no_http2_server_is_not_connected_to(answer):
         with closing(server):
             port = server.sockets[0].getsockname()[1]
             with pytest.raises(NotConnectedError, match="HTTP/2" if answer else "closed"):
-                await Channel(Target("127.0.0.1", port, None), give_up).connect()
+                await Channel(Endpoint("127.0.0.1", port, None), give_up).connect()
 
     run(test)
 
@@ -346,7 +346,7 @@ def test_a_server_that_hangs_up_after_each_connection_is_given_up():
 
         server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
         with closing(server):
-            target = Target("127.0.0.1", server.sockets[0].getsockname()[1], None)
+            target = Endpoint("127.0.0.1", server.sockets[0].getsockname()[1], None)
 
             def note(reason: str) -> None:
                 if not given_up.done():

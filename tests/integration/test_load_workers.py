@@ -7,15 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from tgis_cli.bench.load import workers as workers_module
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.orders import Totals
@@ -58,7 +59,7 @@ def cut_after_tick(workers: Workers) -> list[Totals]:
     def note(totals: Totals) -> None:
         ticks.append(totals)
         if totals.output_tokens:
-            workers.cut()
+            workers.stop()
 
     workers.run_level(ENDLESS, note)
     return ticks
@@ -77,7 +78,7 @@ def test_a_closed_loop_over_several_workers_sends_each_call_once():
     assert (records.sent_s < records.first_s).all()
     assert (records.first_s <= records.end_s).all()
     assert (np.diff(records.end_s) >= 0).all()
-    assert (health.workers, health.num_tokens, health.num_queued, health.is_cut) == (2, 250, 0, False)
+    assert (health.workers, health.num_tokens, health.num_queued, health.num_dropped) == (2, 250, 0, 0)
     assert health.cpu_s > 0
     assert health.peak_bytes > 3 * 10e6  # of two workers and this process
     assert len(health.loop_lag_s) > 0
@@ -121,22 +122,22 @@ def test_totals_tell_how_a_level_goes_until_it_is_cut():
     assert len(last.itl_s) in range(5)
 
 
-def test_a_cut_level_keeps_what_has_arrived_and_the_next_one_works():
+def test_a_level_that_ends_at_its_limit_keeps_what_has_arrived_and_the_next_one_works():
     with open_workers(2, output_tokens=100_000) as workers:
-        records, health = workers.run_level(ENDLESS, lambda totals: workers.cut() if totals.output_tokens else None)
+        records, health = workers.run_level(replace(ENDLESS, limit_s=0.5))
         cut_after_tick(workers)
 
     assert records.status.tolist() == [CUT] * 4
     assert records.num_gaps.tolist() == (records.output_tokens - 1).tolist()
-    assert (health.is_cut, health.cut_reason) == (True, "")
+    assert health.cut_reason == ""
 
 
 def test_after_a_stop_no_level_sends_anything():
     with open_workers() as workers:
         workers.stop()
-        records, health = workers.run_level(ENDLESS)
+        records, _ = workers.run_level(ENDLESS)
 
-    assert (len(records.index), health.is_cut) == (0, True)
+    assert len(records.index) == 0
 
 
 def test_a_server_that_dies_cuts_the_level_with_the_reason():
@@ -144,18 +145,33 @@ def test_a_server_that_dies_cuts_the_level_with_the_reason():
         (server,) = list_children("null_server")
         records, health = workers.run_level(ENDLESS, lambda totals: server.kill() if totals.output_tokens else None)
 
-    assert health.is_cut
     assert health.cut_reason.startswith("The server at 127.0.0.1:")
     assert "went away: " in health.cut_reason
     assert 14 in records.texts
     assert len(records.index) < 100
 
 
-def test_a_worker_that_is_killed_is_named_with_its_signal():
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGKILL, "was killed by SIGKILL"), (signal.SIGSTOP, "did not respond for 1 s")]
+)
+def test_a_worker_that_dies_or_freezes_ends_the_level_with_what_the_others_have_measured(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, reason: str
+):
+    monkeypatch.setattr(workers_module, "SILENCE_S", 1.0)
     with open_workers(2, output_tokens=100_000) as workers:
         first, _ = list_children("bench.load.worker")
-        with pytest.raises(GroupFailed, match="A worker of the load generator was killed by SIGKILL"):
-            workers.run_level(ENDLESS, lambda totals: first.kill())
+        records, health = workers.run_level(ENDLESS, lambda totals: first.send_signal(number))
+
+    assert health.cut_reason == f"A worker of the load generator {reason}: what it measured in this level is missing."
+    assert (health.workers, records.status.tolist()) == (1, [CUT] * 2)
+    assert list_children("tgis_cli.bench") == []
+
+
+def test_without_any_worker_left_the_level_fails():
+    with open_workers(output_tokens=100_000) as workers:
+        (only,) = list_children("bench.load.worker")
+        with pytest.raises(GroupFailed, match=r"A worker of the load generator was killed by SIGKILL\."):
+            workers.run_level(ENDLESS, lambda totals: only.kill())
 
 
 def test_no_process_is_left():
@@ -178,6 +194,19 @@ def test_without_a_server_there_is_a_sentence():
 
 class Refusing(NullFeed):
     """Cannot be imported by a worker, whose module path has no tests."""
+
+
+def test_a_proxy_that_the_generator_does_not_use_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("https_proxy", "http://user:secret@proxy.example:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    address = Address("none.invalid", 8033, is_tls=False, source="--url")
+
+    with pytest.raises(Unavailable) as failure, Workers.open(address, None, NullFeed(1), 1):
+        pass
+
+    assert "no direct connection to none.invalid:8033 (" in str(failure.value)
+    assert "does not use the proxy http://***@proxy.example:3128 (https_proxy)" in str(failure.value)
 
 
 def test_a_feed_that_a_worker_cannot_import_is_named():
@@ -239,16 +268,6 @@ def test_workers_import_little():
     modules = set(json.loads(subprocess.check_output([sys.executable, "-c", program])))
 
     assert modules & {"torch", "typer", "rich", "numpy", "grpc", "aiohttp"} == set()
-
-
-def test_a_level_can_be_cut_from_another_thread():
-    with open_workers(output_tokens=100_000) as workers:
-        timer = threading.Timer(0.5, workers.cut)
-        timer.start()
-        _, health = workers.run_level(ENDLESS)
-        timer.join()
-
-    assert health.is_cut
 
 
 @pytest.mark.serial

@@ -81,6 +81,13 @@ def test_without_a_hub_the_places_that_were_searched_are_named(plan: Plan, tmp_p
     assert f"tgis: {searched} name. http://127.0.0.1:9 does not respond" in result.stderr
 
 
+def test_a_misspelt_demo_is_recognized_whether_or_not_the_hub_answers(plan: Plan):
+    results = [plan("dmeo"), plan("dmeo", HF_ENDPOINT="http://127.0.0.1:9", HTTPS_PROXY="")]
+
+    assert [result.returncode for result in results] == [3, 6]
+    assert [result.stderr.rstrip()[-18:] for result in results] == ["Did you mean demo?"] * 2
+
+
 def ranges_of(hub: HubStub) -> list[str]:
     """The ranges of the weights that were requested."""
     return [asked for _, path, asked in hub.requests if path == "/cdn/model.safetensors"]

@@ -234,6 +234,39 @@ def test_stop_ends_a_server_that_is_still_starting(start: Start):
     assert server.wait() == 0
 
 
+def test_a_launcher_that_still_looks_at_the_machine_is_listed_and_can_be_stopped(start: Start, tmp_path: Path):
+    server = start("--model-name", "org/name", script=f"python {write_launcher_with_a_hanging_driver(tmp_path)}")
+    [survey] = server.wait_for_children(1)
+    run_dir = server.run_dir
+    wait_until(lambda: not has_open(survey, run_dir), "the forked process to release its copy of the lock")
+
+    servers = list_servers()
+    done = run_tgis("stop", "name")
+
+    facts = servers[server.process.pid]
+    assert (facts["model"], facts["state"], facts["grpc"], facts["pids"]) == ("org/name", "starting", None, {})
+    assert (facts["phase"], facts["run_dir"]) == ("looking at the machine and the model", str(run_dir))
+    assert survey not in servers
+    assert (done.returncode, done.stderr, server.wait(), server.run_dir) == (0, "", 0, None)
+
+
+def write_launcher_with_a_hanging_driver(directory: Path) -> Path:
+    file = directory / "launcher.py"
+    file.write_text(
+        "import sys, time\n"
+        "import tgis_cli.machine\n"
+        "from tgis_cli.__main__ import main\n"
+        "tgis_cli.machine.probe_machine = lambda environ: time.sleep(60)\n"
+        "sys.argv[1:1] = ['launch']\n"
+        "main()\n"
+    )
+    return file
+
+
+def has_open(pid: int, path: Path) -> bool:
+    return str(path) in [os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+
+
 def test_a_launcher_that_waits_to_restart_its_group_is_listed_and_can_be_stopped(start: Start):
     server = start(*REHEARSAL, "--fault", "shard0:error@load", "--restart", "on-failure")
     server.wait_for_line(r"starting again in 4 s")

@@ -43,7 +43,7 @@ from tgis_cli.machine import Gpu
 from tgis_cli.machine.process_limits import ProcessLimit
 from tgis_cli.model_files import DEMO_MODEL_DIR, find_cache_dir, find_model_dir
 from tgis_cli.relay.log_file import check_log_file
-from tgis_cli.runs.run_dir import make_run_dir
+from tgis_cli.runs.run_dir import RunDirLock, make_run_dir
 from tgis_cli.supervisor import supervisor, watching
 from tgis_cli.supervisor.progress import ProcessProgress, StallDetector
 from tgis_cli.supervisor.signals import StopSignals
@@ -436,7 +436,8 @@ def lose_the_inspecting_process(tmp: Path, patch: pytest.MonkeyPatch) -> object:
 def survey(work: Callable[..., object], tmp: Path, patch: pytest.MonkeyPatch) -> object:
     patch.setattr(prepare, "survey", work)
     loaded = load_config({"startup_timeout": "0.6"}, {})
-    return asyncio.run(prepare.survey_patiently(loaded, {}, tmp))
+    with RunDirLock.take(tmp) as lock:
+        return asyncio.run(prepare.survey_patiently(loaded, {}, lock))
 
 
 class SilentHealth:

@@ -1,10 +1,11 @@
-"""Two configurations in alternating rounds: which one is faster, and what this machine can tell at all.
+"""Two configurations in alternating rounds: which one is faster, and how small a difference this machine can show.
 
-A machine whose speed changes by itself, as one with shared cores does, cannot be measured before and after a change.
-Both sides are measured in pairs of rounds that follow each other, A B B A and so on, so that what is slow for some time
-slows both. Each pair gives one log ratio, and a confidence sequence of their mean is looked at after every pair.
+The speed of some machines varies by itself, for example if others use the same cores. There, measuring once before a
+change and once after it does not show its effect. So both sides are measured in pairs of consecutive rounds, A B B A
+and so on, and a slow period slows both. Each pair gives one log ratio, and after every pair a confidence sequence gives
+an interval for their mean.
 
-Nothing here knows of servers: a side is a function that measures it once.
+This module knows nothing of servers: a side is a function that measures one round.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from tgis_server.words.sizes import format_count
 MAX_PAIRS = 60  # enough to find 10 % in 95 of 100 comparisons where rounds vary by 8 % (tests/unit/bench/test_ab.py)
 EQUAL_WITHIN = 0.02
 METRIC = "output_tokens_per_s"
-POWER = 0.9  # with which the smallest difference would have been found
+POWER = 0.9  # the probability of finding the smallest difference
 CONFIDENCE = f"{(1 - ALPHA) * 100:g} %"
 
 Measure = Callable[[], float]
 
 
 class RoundsEnded(Exception):
-    """Raised by a measure: no more rounds are wanted, and that one does not count."""
+    """Raised by a measuring function: there are to be no more rounds, and the current one does not count."""
 
 
 class Verdict(StrEnum):
@@ -42,7 +43,7 @@ class Verdict(StrEnum):
 
 @dataclass(slots=True)
 class Comparison:
-    """What the pairs so far say."""
+    """The pairs that have been measured so far."""
 
     equal_within: float = EQUAL_WITHIN
     max_pairs: int = MAX_PAIRS
@@ -72,7 +73,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """A difference that is known to be within what counts as equal is none."""
+        """Equality comes first: a difference that is certainly within ``equal_within`` does not count as one."""
         interval = self.ratio.interval
         if interval is None:
             return Verdict.UNDECIDED
@@ -88,9 +89,9 @@ class Comparison:
 
     @property
     def smallest_difference(self) -> float | None:
-        """The difference, as a share, that so much noise lets be found nine times of ten within the limit of pairs.
+        """The smallest difference, as a share, that ``max_pairs`` pairs with this noise show nine times out of ten.
 
-        ``None`` if so few pairs find none.
+        ``None`` if so few pairs cannot show any.
         """
         noise, num = self.noise, self.max_pairs
         reach = math.inf if noise is None else reach_of(num, noise**2 * (num - 1))
@@ -107,11 +108,11 @@ def compare_ab(
     equal_within: float = EQUAL_WITHIN,
     on_pair: Callable[[Comparison], None] = lambda _: None,
 ) -> Comparison:
-    """Measure both sides in turn until their difference or equality is shown, or the limit is reached.
+    """Measure both sides in turn until they are known to differ or to be equal, or the limit is reached.
 
     Args:
         measure_a: measures one round; the value is above 0.
-        equal_within: the share that does not matter, such as 0.02.
+        equal_within: differences up to this share count as equal, such as 0.02.
         on_pair: called after each pair.
     """
     comparison = Comparison(equal_within, max_pairs)

@@ -15,17 +15,17 @@ from tgis_cli.bench.statistics.distributions import TAIL, Z
 from tgis_server.errors import UsageError
 from tgis_server.words.sizes import format_count
 
-MAX_NAMED = 6  # differences of the environments
+MAX_NAMED = 6  # differences between the environments, in a note
 MAX_EXPONENT = 300.0  # of e, from which an interval counts as unbounded
-CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ in each run
+CHANGING = ("run.", "memory.free_bytes", "server.address")  # facts of a fingerprint that differ from run to run
 
 
-class Change(StrEnum):
+class Judgment(StrEnum):
     REGRESSION = "regression"  # larger than allowed, and larger than noise
     WORSE = "worse"  # larger than noise, but allowed
     BETTER = "better"
-    NOISE = "noise"  # no larger than it may be by chance
-    UNKNOWN = "unknown"  # there is no interval to tell it from noise
+    NOISE = "noise"  # no larger than chance explains
+    UNKNOWN = "unknown"  # cannot be told from noise, without an interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,19 @@ class Row:
     old: Estimate
     new: Estimate
     ratio: Estimate  # new / old; NaN if one of them is 0
-    change: Change
+    change: Judgment
 
 
 @dataclass(slots=True)
 class Table:
-    """All figures that both results have and of which one value is better than another."""
+    """All figures that both results have and that can be better or worse."""
 
     rows: list[Row]
-    notes: list[str] = field(default_factory=list)  # sentences: what to know before believing it
+    notes: list[str] = field(default_factory=list)  # sentences: what to know before relying on it
 
     @property
     def regressions(self) -> list[Row]:
-        return [row for row in self.rows if row.change is Change.REGRESSION]
+        return [row for row in self.rows if row.change is Judgment.REGRESSION]
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -125,7 +125,7 @@ def estimate_ratio(old: Estimate, new: Estimate, widening: float) -> Estimate:
     in Medicine 27, 2008).
 
     Args:
-        widening: of the distances, so that many intervals hold at once (Bonferroni).
+        widening: factor for the distances, so that many intervals hold at once (Bonferroni).
     """
     if not (old.value > 0 and new.value > 0):
         return Estimate(math.nan)
@@ -143,33 +143,36 @@ def distance(value: float, end: float) -> float:
     return abs(math.log(value / end)) if end > 0 else math.inf
 
 
-def judge(old: Figure, new: Figure, ratio: Estimate, max_regress: float) -> Change:
+def judge(old: Figure, new: Figure, ratio: Estimate, max_regress: float) -> Judgment:
     if math.isnan(ratio.value):
         return judge_zero(old, new)
     if not ratio.interval:
-        return Change.UNKNOWN
+        return Judgment.UNKNOWN
     low, high = ratio.interval
     if low <= 1 <= high:
-        return Change.NOISE
-    if (ratio.value > 1) == (old.better == "higher"):
-        return Change.BETTER
-    allowed = 1 + max_regress if old.better == "lower" else 1 - max_regress
-    is_beyond = ratio.value > allowed if old.better == "lower" else ratio.value < allowed
-    return Change.REGRESSION if is_beyond else Change.WORSE
+        return Judgment.NOISE
+    if is_better(old, new):
+        return Judgment.BETTER
+    is_beyond = ratio.value > 1 + max_regress if old.better == "lower" else ratio.value < 1 - max_regress
+    return Judgment.REGRESSION if is_beyond else Judgment.WORSE
 
 
-def judge_zero(old: Figure, new: Figure) -> Change:
+def judge_zero(old: Figure, new: Figure) -> Judgment:
     """Where one value is 0, as shares of failures are, there is no ratio: the intervals must not touch."""
     before, after = find_ends(old), find_ends(new)
     if not (before and after):
-        return Change.UNKNOWN
+        return Judgment.UNKNOWN
     if before[0] <= after[1] and after[0] <= before[1]:
-        return Change.NOISE
-    return Change.BETTER if (new.estimate.value > old.estimate.value) == (old.better == "higher") else Change.REGRESSION
+        return Judgment.NOISE
+    return Judgment.BETTER if is_better(old, new) else Judgment.REGRESSION
+
+
+def is_better(old: Figure, new: Figure) -> bool:
+    return (new.estimate.value > old.estimate.value) == (old.better == "higher")
 
 
 def find_ends(figure: Figure) -> tuple[float, float] | None:
-    """The interval of a figure where one of two is 0. No noise makes a throughput 0: nothing was done at all."""
+    """The interval of a figure that is 0 in one result. A throughput of 0 is exact: noise never stops all work."""
     value = figure.estimate.value
     return figure.estimate.interval or ((value, value) if figure.better == "higher" else None)
 
@@ -190,7 +193,7 @@ def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
     if differences := describe_differences(flatten(old.fingerprint), flatten(new.fingerprint)):
         more = [f"{len(differences) - MAX_NAMED} more"] if len(differences) > MAX_NAMED else []
         yield f"The environments differ in {'; '.join(differences[:MAX_NAMED] + more)}."
-    if unknown := sum(row.change is Change.UNKNOWN for row in rows):
+    if unknown := sum(row.change is Judgment.UNKNOWN for row in rows):
         yield (
             f"Changes in {format_count(unknown, 'figure')} without an interval cannot be told from noise, so they "
             "never count as regressions."
@@ -198,7 +201,7 @@ def list_notes(old: Result, new: Result, rows: list[Row]) -> Iterator[str]:
 
 
 def flatten(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Facts of a fingerprint by dotted names, without those that differ in each run: measured ones, ports, options."""
+    """Facts of a fingerprint by dotted names, without those that differ in each run: measurements, ports, options."""
     flat: dict[str, Any] = {}
     for name, value in facts.items():
         if isinstance(value, dict):

@@ -95,13 +95,13 @@ def find_choice(text: str) -> str:
 
 
 def read_cpu_times(stat: Path = Path("/proc/stat")) -> list[int]:
-    """Ticks of all CPUs by state, as the kernel orders them: the eighth were stolen by the hypervisor."""
+    """Ticks of all CPUs by state, in the kernel's order; the eighth number counts ticks stolen by the hypervisor."""
     words = read_text(stat).partition("\n")[0].split()[1:9]
     return [int(word) for word in words]
 
 
 def share_of_steal(before: list[int], after: list[int]) -> float | None:
-    """The share of the time between two readings that the hypervisor gave to others; ``None`` if that is unknown."""
+    """The share of time between two readings that the hypervisor gave to other machines; ``None`` if unknown."""
     total = sum(after) - sum(before)
     return (after[7] - before[7]) / total if len(after) == len(before) == 8 and total > 0 else None
 

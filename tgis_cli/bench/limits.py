@@ -1,6 +1,6 @@
-"""What this machine can do at most: bytes per second from its memory, and floating-point operations per second.
+"""The limits of this machine: bytes per second from its memory, and floating-point operations per second.
 
-Both are measured for about a second, as the best of many rounds: whatever else runs can only lower a round. The
+Each is measured for about a second, and the best of many rounds counts: other processes can only slow a round down. The
 bandwidth needs only numpy. Rates of matrix products need torch, so ``python -m tgis_cli.bench.limits`` measures them in
 a process of its own, with the threads and the environment of a server's shards.
 """
@@ -82,7 +82,7 @@ def copy_rounds(num_threads: int) -> Callable[[], Iterator[float]]:
 
 
 def best_rate(rounds: Callable[[], Iterator[float]], seconds: float) -> float:
-    """The highest of the rates within ``seconds``, of which there is at least one besides the first, a warm-up."""
+    """The highest rate within ``seconds``. The first round is a warm-up; at least one other round follows it."""
     found = rounds()
     try:
         next(found)
@@ -135,7 +135,7 @@ def gemm_rounds(device: str, dtype: str) -> Callable[[], Iterator[float]]:
 
 
 def gpu_rounds(work: Callable[[], object], amount: int) -> Callable[[], Iterator[float]]:
-    """Rounds of ten repetitions, so that starting them does not count."""
+    """Rounds of ten repetitions, so that the time to launch them hardly counts."""
 
     def rounds() -> Iterator[float]:
         import torch
@@ -152,7 +152,7 @@ def gpu_rounds(work: Callable[[], object], amount: int) -> Callable[[], Iterator
 
 
 def best_of(one: Limits, other: Limits) -> Limits:
-    """The higher of each: whatever else ran made the other one lower."""
+    """The higher value of each limit: other processes can only have lowered the other one."""
     bandwidth = Bandwidth(
         max(one.bandwidth.one_thread, other.bandwidth.one_thread),
         max(one.bandwidth.all_threads, other.bandwidth.all_threads),

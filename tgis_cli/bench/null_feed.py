@@ -29,7 +29,6 @@ class NullFeed:
         return Call(
             body=message.SerializeToString(),
             is_streamed=self.is_streamed,
-            num_inputs=1,
             input_tokens=len(TEXT.split()),
             output_tokens=self.output_tokens,
         )

@@ -1,8 +1,8 @@
-"""A server of the public API that generates nothing: it only sends frames, stamped with the moment of their sending.
+"""A server of the public API that generates nothing: it only sends frames, each stamped with the time of sending.
 
 ``python -m tgis_cli.bench.null_server --interval-ms 10`` prints its port and serves until it is ended. All streams get
 a frame at the same moment, as from one step of a real server. Words are its tokens. It is written at the level of
-HTTP/2 frames, because a Python server of gRPC would be slower than the client that it is to measure.
+HTTP/2 frames, because a gRPC server in Python would be slower than the client that it measures.
 """
 
 from __future__ import annotations
@@ -18,44 +18,39 @@ from collections.abc import Callable, Iterator
 from time import monotonic, monotonic_ns
 from typing import cast
 
-from hpack import Encoder
-
 from tgis_cli.bench.exact_loop import make_exact_loop
+from tgis_cli.bench.http2.client import UNIMPLEMENTED
 from tgis_cli.bench.http2.connection import Connection, Header, Stream
 from tgis_cli.bench.http2.frames import (
     DATA,
     END_HEADERS,
     END_STREAM,
     HEADERS,
+    NO_TABLE,
     PREFACE,
+    encode_headers,
     make_frame,
     make_message,
     pack_head,
 )
+from tgis_cli.bench.load.calls import SERVICE
 from tgis_server.child import kill_with_parent
 from tgis_server.errors import GroupFailed
 from tgis_server.host.interpreter import make_command, make_environment
 from tgis_server.wire import generation_pb2 as pb
+from tgis_server.wire.parameter_ranges import DEFAULT_MAX_NEW_TOKENS
 
-SERVICE = b"/fmaas.GenerationService/"
-DEFAULT_NEW_TOKENS = 20
 MAX_LENGTH = 1 << 20
 STAMP_BYTES = 9  # of 7 bits: enough for 292 years of nanoseconds
-UNIMPLEMENTED = 12
 
 # Of a GenerationResponse, as protobuf writes them
 MAX_TOKENS = b"\x38\x01"  # the stop reason
 TEXT = b"\x22\x05 word"
 SEED = b"\x50"  # followed by the stamp
 
-
-def encode(*headers: tuple[str, str]) -> bytes:
-    """A header block that is valid at any moment of any connection: it does not use the dynamic table."""
-    return Encoder().encode([(name, value, True) for name, value in headers])
-
-
-ANSWER_HEAD = encode((":status", "200"), ("content-type", "application/grpc"))
-OK_TAIL = encode(("grpc-status", "0"))
+HEAD = (":status", "200"), ("content-type", "application/grpc")
+ANSWER_HEAD = encode_headers(*HEAD)
+OK_TAIL = encode_headers(("grpc-status", "0"))
 
 
 def make_varint(number: int) -> bytes:
@@ -108,7 +103,7 @@ class Steps:
         self._due = 0.0
 
     def add(self, connection: ServerConnection) -> None:
-        """It has something to send in each step."""
+        """Let the connection send something in each step."""
         self._connections.add(connection)
         if self._timer is None:
             self._due = monotonic()
@@ -135,7 +130,7 @@ class ServerConnection(Connection):
         super().__init__()
         self._steps = steps
         self._preface = PREFACE  # as far as it is still to come
-        self._no_table = b"\x20"  # before the first header block: the dynamic table's size is 0
+        self._no_table = NO_TABLE  # before the first header block
         self._streamed: dict[int, Answer] = {}
         self._unary: dict[int, Answer] = {}
         self._pieces = [b""]  # of the next step, with stamps between them
@@ -164,8 +159,8 @@ class ServerConnection(Connection):
     # Events
 
     def on_headers(self, stream_id: int, headers: list[Header], *, is_last: bool, at: float) -> None:
-        path = dict(headers).get(b":path", b"")
-        answer = Answer(path.removeprefix(SERVICE).decode() if path.startswith(SERVICE) else "")
+        path = dict(headers).get(b":path", b"").decode("ascii", "replace")
+        answer = Answer(path.removeprefix(SERVICE))
         self.add(answer, stream_id)
         if is_last:
             self.on_data_end(answer, at)
@@ -243,7 +238,7 @@ class ServerConnection(Connection):
         self.send(answer, head, make_message(answer.reply), self._make_tail(answer, OK_TAIL))
 
     def _fail(self, answer: Answer, status: int, text: str) -> None:
-        block = encode((":status", "200"), ("content-type", "application/grpc"), *status_headers(status, text))
+        block = encode_headers(*HEAD, ("grpc-status", str(status)), ("grpc-message", text))
         self.write(self._make_tail(answer, block))
         self.forget(answer.id)
 
@@ -262,10 +257,6 @@ class ServerConnection(Connection):
             self._steps.add(self)
 
 
-def status_headers(status: int, text: str) -> tuple[tuple[str, str], ...]:
-    return ("grpc-status", str(status)), ("grpc-message", text)
-
-
 def count_tokens(text: str, truncate: int) -> int:
     num_words = len(text.split())
     return min(num_words, truncate) if truncate else num_words
@@ -274,12 +265,12 @@ def count_tokens(text: str, truncate: int) -> int:
 def begin_stream(answer: Answer) -> None:
     request = pb.SingleGenerationRequest.FromString(answer.raw)
     answer.input_tokens = count_tokens(request.request.text, request.params.truncate_input_tokens)
-    answer.num_tokens = request.params.stopping.max_new_tokens or DEFAULT_NEW_TOKENS
+    answer.num_tokens = request.params.stopping.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
 
 
 def begin_batch(answer: Answer) -> None:
     request = pb.BatchedGenerationRequest.FromString(answer.raw)
-    answer.num_tokens = request.params.stopping.max_new_tokens or DEFAULT_NEW_TOKENS
+    answer.num_tokens = request.params.stopping.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     responses = [
         pb.GenerationResponse(
             input_token_count=count_tokens(each.text, request.params.truncate_input_tokens),

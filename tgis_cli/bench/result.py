@@ -23,7 +23,7 @@ FORMAT = "tgis-bench"
 VERSION = 1
 PERCENTILES = {"50": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999}  # of latencies, as shares
 BETTER = ("lower", "higher", "")
-PARTS: dict[str, type[Any]] = {  # of a result beside its figures
+PARTS: dict[str, type[Any]] = {  # of a result, besides its figures
     "kind": str,
     "created_at": str,
     "command": str,
@@ -77,7 +77,7 @@ class Result:
     kind: str  # "load", "engine", "start", "ab", "self"
     created_at: str = field(default_factory=now)  # ISO 8601, UTC
     command: str = field(default_factory=name_command)  # as typed
-    options: dict[str, Any]  # of the run
+    options: dict[str, Any]  # of the benchmark
     shape: dict[str, Any]  # what has to be equal for two results to be comparable
     fingerprint: dict[str, Any]  # of machine, versions, model and server
     figures: list[Figure] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Result:
         yield from groups.items()
 
     def to_json(self) -> str:
-        """One JSON object, without figures that have no value. What else is not finite is null, as JSON requires."""
+        """One JSON object, without figures that have no value. Other numbers that are not finite become null."""
         figures = [asdict(figure) for figure in self.figures if math.isfinite(figure.estimate.value)]
         facts = {"format": FORMAT, "version": VERSION, "is_valid": self.is_valid, **asdict(self), "figures": figures}
         return json.dumps(drop_nonfinite(facts), indent=1, allow_nan=False)
@@ -153,7 +153,7 @@ def read_facts(facts: dict[str, Any]) -> Result:
     fields = {name: take(facts, name, kind) for name, kind in PARTS.items()}
     for name in ("problems", "notes"):
         if not all(isinstance(each, str) for each in fields[name]):
-            raise Damage(f"{name} has other things than sentences")
+            raise Damage(f"{name} contains something other than sentences")
     figures = [read_figure(each) for each in take(facts, "figures", list)]
     return Result(**fields, figures=[figure for figure in figures if figure is not None])
 
@@ -186,7 +186,7 @@ def take(facts: Any, name: str, kind: type[Any] | UnionType) -> Any:
         Damage: the part is missing, or of another kind.
     """
     if not isinstance(facts, dict):
-        raise Damage(f"there is no object around {name}")
+        raise Damage(f"{name} is not part of an object")
     if name not in facts:
         raise Damage(f"{name} is missing")
     part = facts[name]

@@ -84,10 +84,10 @@ def describe_flood(records: Records, health: GeneratorHealth) -> list[Figure]:
 
 def percentiles(name: str, samples: npt.NDArray[np.float64], ranks: tuple[int, ...]) -> list[Figure]:
     """Of the steady load."""
-    import numpy as np
+    from tgis_cli.bench.statistics.quantiles import pick_quantile  # imports numpy
 
     return [
-        Figure(STEADY, f"{name}_p{rank}", "s", "lower", Estimate(float(np.percentile(samples, rank))), len(samples))
+        Figure(STEADY, f"{name}_p{rank}", "s", "lower", Estimate(pick_quantile(samples, rank / 100)), len(samples))
         for rank in ranks
         if len(samples)
     ]
@@ -96,7 +96,7 @@ def percentiles(name: str, samples: npt.NDArray[np.float64], ranks: tuple[int, .
 def cost(group: str, health: GeneratorHealth) -> Figure:
     """CPU time of the workers for each token."""
     per_token = health.cpu_s / max(1, health.num_tokens)
-    return Figure(group, "cpu", "µs/token", "lower", Estimate(per_token * 1e6), health.num_tokens)
+    return Figure(group, "cpu", "us/token", "lower", Estimate(per_token * 1e6), health.num_tokens)
 
 
 def find_problems(result: Result, loads: tuple[tuple[Records, GeneratorHealth], ...]) -> list[str]:
@@ -108,7 +108,7 @@ def find_problems(result: Result, loads: tuple[tuple[Records, GeneratorHealth], 
         if (records.status != 0).any()
     ]
     late = [
-        f"{figure.estimate.value * 1000:.1f} ms at {figure.name.rpartition('_')[2]}"
+        f"{figure.estimate.value * 1000:.3g} ms at {figure.name.rpartition('_')[2]}"
         for figure in result.figures
         if figure.name in ("added_delay_p50", "added_delay_p95") and figure.estimate.value > MAX_DELAY_S
     ]

@@ -3,7 +3,7 @@
 Nothing here raises while a load runs: what cannot be read is missing from the result, and a note says why. The server
 renders a text in 10 ms, off its event loop, and serves the same one to all who ask within a fifth of a second.
 
-The server counts the calls of all its clients, so these figures are those of the load only if nobody else calls.
+The server counts the requests of all its clients, so these figures are those of the load only if nobody else sends any.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EVERY_S = 1.0
 
 
 class Source(Protocol):
-    """``MetricsSource``, or what a test plays."""
+    """``MetricsSource``, or a fake."""
 
     def scrape(self) -> Scrape:
         """
@@ -185,7 +185,7 @@ def first_token_split(server: Mapping[str, Any] | None, records: Records) -> dic
 
     ``client``: until the generator had handed the request to its socket; ``queue`` and ``prefill``: as the server
     says; ``rest``: the network, gRPC, checking and tokenizing. Their sum is the mean that the generator saw, unless the
-    server says more than that, as it does if others call it, too.
+    server says more than that, as it may if others use it, too.
 
     Args:
         server: what :func:`difference` says of the same calls.

@@ -83,6 +83,7 @@ def find_address(
     url: str | None,
     environ: Mapping[str, str],
     *,
+    flag: str = "--url",
     protocol: str = GRPC,
     with_tls: bool = False,
     find: Callable[[], list[RunningServer]] = find_running_servers,
@@ -91,6 +92,7 @@ def find_address(
 
     Args:
         url: from the command line, if given.
+        flag: the option that has given it.
         protocol: ``HTTP`` for health, which uses gRPC only if a URL says so.
         with_tls: whether TLS files are given, so that an address without a scheme means TLS.
 
@@ -99,7 +101,7 @@ def find_address(
         Unavailable: the only running server has no port yet.
     """
     if url is not None:
-        return parse_url(url, "--url", protocol, with_tls=with_tls, bare=protocol)
+        return parse_url(url, flag, protocol, with_tls=with_tls, bare=protocol)
     if text := environ.get(URL_VARIABLE, "").strip():
         return parse_url(text, URL_VARIABLE, protocol, with_tls=with_tls, bare=GRPC)
     if address := find_in_environment(environ, protocol, with_tls=with_tls, find=find):

@@ -26,6 +26,7 @@ class Connection:
     key: Path | None = None
     tls_server_name: str | None = None
     server: RunningServer | None = None  # connect to this one instead of looking for one
+    url_flag: str = "--url"  # the option that has given the URL
 
     def find_address(self, environ: Mapping[str, str] = os.environ, protocol: str = GRPC) -> Address:
         """The address to connect to.
@@ -40,7 +41,7 @@ class Connection:
         given = name_flags(self)
         if self.server is not None:
             return to_address(self.server, protocol, with_tls=bool(given))
-        address = find_address(self.url, environ, protocol=protocol, with_tls=bool(given))
+        address = find_address(self.url, environ, flag=self.url_flag, protocol=protocol, with_tls=bool(given))
         if given and not address.is_tls:
             scheme = (self.url or environ.get("TGIS_URL", "")).strip().partition(":")[0]
             wanted = f"{address.protocol}s://"

@@ -91,7 +91,7 @@ class Generation:
         self._check(self.parameters, as_flag)
         prompt = read_prompt(words, sys.stdin)
         if prompt is None and (self.as_json or self.num_answers > 1 or not self.presenter.is_for_people):
-            raise UsageError(f"No text is given: write one {ON_COMMAND_LINE}, or pipe one in.")
+            raise UsageError(f"No text is given: write it {ON_COMMAND_LINE}, or pipe it in.")
         with self._connect() as client:
             if prompt is None:
                 from tgis_cli.clients.prompt_loop import run_prompt_loop

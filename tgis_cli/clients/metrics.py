@@ -1,7 +1,7 @@
 """The text of ``/metrics`` as numbers: at one moment, and what changed between two.
 
 docs/metrics.md lists what each metric means. prometheus_client's parser would take 40 ms of CPU time for the whole
-text. The lines that are kept here take it 5 ms, so that one text a second disturbs nobody.
+text. It takes 5 ms for the lines that are kept here, so reading them once a second disturbs nobody.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ITL = "tgi_inter_token_duration"  # between tokens
 STEP = "tgi_step_device_duration"
 ROWS = "tgi_batch_inference_batch_size"  # of a step
 PROMPT_TOKENS = "tgi_batch_next_tokens_sum"  # computed by prefill, not found in the prefix cache
-PERCENTILES = (50, 95, 99)  # that are worth an estimate from buckets
+PERCENTILES = (50, 95, 99)  # that can be estimated from buckets
 WITH_BUCKETS = tuple(f"{name}_bucket" for name in (QUEUE, TTFT, ITL, STEP))
 
 
@@ -52,7 +52,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """What ``/metrics`` said at one moment. A metric that it lacks is 0: series with labels appear when they count."""
+    """What ``/metrics`` said at one moment. A missing metric is 0: series with labels appear once they count."""
 
     at_s: float  # monotonic clock
     samples: Samples
@@ -151,7 +151,7 @@ def parse_scrape(text: str, at_s: float) -> Scrape:
 
 
 def keep_lines(text: str) -> Iterator[str]:
-    """The samples, without buckets that nobody asks for."""
+    """The samples, without buckets that nobody needs."""
     for line in text.split("\n"):
         name = line.partition("{")[0].partition(" ")[0]
         if line[:1] != "#" and (name[-7:] != "_bucket" or name in WITH_BUCKETS):

@@ -51,7 +51,7 @@ class MetricsSource:
         return scrape
 
     def read_health(self, probe: str) -> dict[str, Any]:
-        """The facts that a probe answers with; if it fails, ``{"error": why}``.
+        """The facts in a probe's answer; if the probe fails, ``{"error": why}``.
 
         Raises:
             Unavailable: the server does not answer, or is no TGIS server.
@@ -100,14 +100,14 @@ def find_source(
     if (server := find_local_server(address)) is not None:
         http_address = to_address(server, HTTP)
         return MetricsSource(http_address, connection.tls_files(http_address))
-    source = guess_source(connection, address, environ)
-    if not leads_to(source, address.port):
-        hint = "; write --url http://HOST:PORT" if protocol == HTTP else ""
-        raise UsageError(
-            f"The HTTP port of the server at {address} is not known: no server at {source.address} has that gRPC "
-            f"port{hint}."
-        )
-    return source
+    guesses = guess_sources(connection, address, environ)
+    if source := next((guess for guess in guesses if leads_to(guess, address.port)), None):
+        return source
+    tried = " or ".join(str(guess.address) for guess in guesses)
+    hint = f"; write --url {HTTP}{'s' * guesses[-1].address.is_tls}://HOST:PORT" if protocol == HTTP else ""
+    raise UsageError(
+        f"The HTTP port of the server at {address} is not known: no server at {tried} has that gRPC port{hint}."
+    )
 
 
 def find_local_server(address: Address) -> RunningServer | None:
@@ -115,11 +115,21 @@ def find_local_server(address: Address) -> RunningServer | None:
     return address.server or (find_at_port(address.port) if is_loopback(address.host) else None)
 
 
-def guess_source(connection: Connection, address: Address, environ: Mapping[str, str]) -> MetricsSource:
-    """The HTTP port in the environment if the gRPC port is from there too; otherwise the default one of that host."""
+def guess_sources(connection: Connection, address: Address, environ: Mapping[str, str]) -> list[MetricsSource]:
+    """The HTTP port in the environment if the gRPC port is from there too; otherwise the default one of that host.
+
+    A server that uses TLS for gRPC may use it for HTTP as well.
+    """
     guess = find_in_environment(environ, HTTP, with_tls=False, find=list) if address.source == "GRPC_PORT" else None
-    guess = guess or Address(address.host, DEFAULT_PORTS[HTTP], is_tls=False, source="the default", protocol=HTTP)
-    return MetricsSource(guess, connection.tls_files(guess))
+    guesses = (
+        [guess]
+        if guess
+        else [
+            Address(address.host, DEFAULT_PORTS[HTTP], is_tls=is_tls, source="the default", protocol=HTTP)
+            for is_tls in sorted({False, address.is_tls})
+        ]
+    )
+    return [MetricsSource(each, connection.tls_files(each)) for each in guesses]
 
 
 def leads_to(source: MetricsSource, grpc_port: int) -> bool:

@@ -22,7 +22,6 @@ SETTINGS = 4  # the type of the first frame that an HTTP/2 server sends
 ANSWER_S = 2.0  # for an answer to the first bytes
 MAX_ANSWER = 1 << 16
 NO_SERVER = "No server at "
-START = "start one with `tgis launch`, or give the address with --url HOST:PORT"
 SILENT = "The process at {target} accepts connections, but does not answer: is it hung, or not a server?"
 CLIENT_CERTIFICATE = "The server at {target} demands a client certificate: --cert FILE --key FILE."
 
@@ -61,6 +60,11 @@ def explain_proxy(address: Address) -> str:
     )
 
 
+def name_flag(address: Address) -> str:
+    """The option with which the user can give another address."""
+    return address.source if address.source.startswith("--") else "--url"
+
+
 def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: float) -> str:
     """The sentence for a connection that the system refuses."""
     origin = f" (from {address.source})" if address.source.isupper() else ""
@@ -83,7 +87,8 @@ def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: fl
             return f"{server} is still starting. {WAIT}"
         if address.source == "--metrics-url":
             return f"{NO_SERVER}{address.target}: --metrics-url has to name the server's HTTP port."
-        return f"{NO_SERVER}{address.target}{origin}: {START}."
+        start = f"start one with `tgis launch`, or give the address with {name_flag(address)} HOST:PORT"
+        return f"{NO_SERVER}{address.target}{origin}: {start}."
     reason = error.strerror or str(error)
     return f"{address.target}{origin} cannot be reached: {reason[:1].lower() + reason[1:]}."
 
@@ -154,7 +159,7 @@ def explain_http(address: Address) -> str:
     if not isinstance(port, int) or not 1 <= port <= 65535:
         return f"{address.target} is a TGIS server's HTTP port; gRPC uses another, {DEFAULT_PORTS[GRPC]} by default."
     target = Address(address.host, port, is_tls=False, source="").target
-    return f"{address.target} is a TGIS server's HTTP port; its gRPC port is {port}: --url {target}."
+    return f"{address.target} is a TGIS server's HTTP port; its gRPC port is {port}: {name_flag(address)} {target}."
 
 
 def ask_health(address: Address) -> dict[str, object] | None:

@@ -41,7 +41,7 @@ def read_stdin(stdin: TextIO) -> str:
         print("Type the text; Ctrl-D on a line of its own ends it.", file=sys.stderr)
     text = decode(read_bytes(stdin.buffer), "Standard input")
     if not text.strip():
-        raise EmptyInput(f"Standard input is empty: pipe a text in, or write it {ON_COMMAND_LINE}.")
+        raise EmptyInput(f"Standard input is empty: pipe text in, or write it {ON_COMMAND_LINE}.")
     return text.removesuffix("\n").removesuffix("\r")
 
 

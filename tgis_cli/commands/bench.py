@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from typing import Any
 
 import typer
 
 from tgis_cli.terminal.command import Group, dress
 from tgis_cli.terminal.command_table import make_stand_in
+from tgis_cli.terminal.exits import EXIT_BROKEN_PIPE, EXIT_UNEXPECTED
+from tgis_server.errors import GroupFailed, ModelError, NotEnoughDevices, UsageError
 
 COMMANDS = {
     "load": "Send requests to a server, and measure what its users would experience.",
@@ -16,6 +19,21 @@ COMMANDS = {
     "start": "Measure how long a server takes to start.",
     "compare": "Compare two results; exit with 1 if the newer one is worse.",
     "ab": "Compare two configurations in alternating rounds.",
+}
+# With which the commands end; docs/benchmarking.md has this table.
+EXIT_CODES = {
+    0: "done; of `compare`, no figure is worse",
+    EXIT_UNEXPECTED: "no server, a server that went away, no completed request, or figures that cannot be trusted; of "
+    "`compare`, a regression; also an unexpected error, which is a bug",
+    UsageError.exit_code: "wrong options, a file that cannot be read or written, or lengths above those of the model",
+    ModelError.exit_code: "the model that the command should start is missing, damaged or not served",
+    NotEnoughDevices.exit_code: "too few GPUs for that model, or too little memory or disk space",
+    GroupFailed.exit_code: "a process failed: of a server that the command started, of the engine, or of the load "
+    "generator before a level was measured",
+    128 + signal.SIGHUP: "SIGHUP, because the terminal was closed: like Ctrl-C",
+    128 + signal.SIGINT: "Ctrl-C; once the measurement has begun, with what was measured until then",
+    EXIT_BROKEN_PIPE: "nobody reads stdout any more",
+    128 + signal.SIGTERM: "SIGTERM: like Ctrl-C",
 }
 DEFAULT = "load"
 HELP = ("-h", "--help")

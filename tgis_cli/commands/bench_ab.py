@@ -27,15 +27,14 @@ def side(name: str, metavar: str, what: str) -> Any:
 LAUNCH = 'Start {} with these arguments of `tgis launch`: "MODEL --num-shard 2".'
 URL = "Address of {}, if it is already running."
 PYTHON = "Start {} with the installation of this interpreter, such as other/bin/python."
-# A round has one level, and is no trace.
-LEFT_OUT = ("sweep", "goodput", "speed")
+REFUSED = ("sweep", "goodput", "speed")  # a round has one level, and replays no trace
 DEFAULTS = {"concurrency": f"{ROUND_STREAMS}", "duration": f"{ROUND_S:g}"}
 METRIC_HELP = "The figure to compare: output_tokens_per_s, requests_per_s, ttft_p50, itl_p50, e2e_p95, ..."
 
 
 @app.command()
 @partial(with_parameters, only=PARAMETERS)
-@partial(with_load_options, left_out=LEFT_OUT, defaults=DEFAULTS)
+@partial(with_load_options, hidden=REFUSED, defaults=DEFAULTS)
 def ab(
     options: LoadOptions,
     a: Annotated[str | None, side("--a", "ARGS", LAUNCH.format("A"))] = None,
@@ -64,8 +63,8 @@ def ab(
     from tgis_cli.bench.ab_run import Side, run_ab
 
     outputs = Outputs(json_, csv, markdown, html)
-    outputs.check()
     sides = (Side.from_flags("A", a, a_url, a_python), Side.from_flags("B", b, b_url, b_python))
+    outputs.check({"--prompts": options.prompts, "--a": sides[0].config_file, "--b": sides[1].config_file})
     within = read_share(equal_within, "--equal-within")
     stop = Stop()
     with interrupted_by_signals(), quiet_input(sys.stderr):

@@ -61,7 +61,7 @@ def engine(
     outputs = Outputs(json_, csv, markdown)
     if profile:
         outputs.refuse("--profile prints a list of operations instead of a result")
-    outputs.check()
+    outputs.check({"--config": config_file})
     sizes = read_sizes(rows, "--rows"), read_sizes(context, "--context"), read_sizes(prefill, "--prefill")
     loaded = load_config(flags, os.environ, config_file)
     stop = Stop()

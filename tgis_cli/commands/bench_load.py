@@ -15,9 +15,10 @@ from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.connection_options import PANEL, with_connection_options
 from tgis_cli.clients.parameter_flags import with_parameters
 from tgis_cli.clients.tls_files import name_flags
-from tgis_cli.terminal.exits import leave
+from tgis_cli.terminal.exits import as_told, leave
 from tgis_cli.terminal.quiet_input import quiet_input
 from tgis_cli.terminal.stop_signals import Stop, interrupted_by_signals
+from tgis_server.errors import TgisError
 
 app = typer.Typer(add_completion=False)
 
@@ -45,15 +46,19 @@ def load(
     """Send requests to a server, and measure what its users would experience.
 
     Without options, it sends prompts of 128 tokens, each answered with 64, in 1, 8 and 32 concurrent streams, as far as
-    30 seconds allow. Exit codes: 0 done; 1 the run failed or its figures cannot be trusted; 2 wrong usage; 130 Ctrl-C,
-    after which the figures cover what was measured until then.
+    30 seconds allow. The exit code is 0 if the figures can be trusted, 1 if they cannot or if there is no server, 2
+    after wrong usage, and 130 after Ctrl-C, when the figures cover what was measured until then. docs/benchmarking.md
+    lists all exit codes.
     """
     from tgis_cli.bench.load.live import Live
     from tgis_cli.bench.load.run import measure_generator, run_load
     from tgis_cli.bench.load.target import open_target
+    from tgis_cli.own_server.launch_line import read_launch_line
 
     outputs = Outputs(json_, csv, markdown, html, is_verbose=verbose)
-    outputs.check(options.prompts)
+    server_config = read_launch_line(launch, "--launch").config_file if launch is not None else None
+    tls_files = {"--ca": connection.ca, "--cert": connection.cert, "--key": connection.key}
+    outputs.check({"--prompts": options.prompts, "--launch": server_config, **tls_files})
     if is_self:
         flags = {"--url": connection.url, "--launch": launch, "--metrics-url": metrics_url}
         of_server = [*(flag for flag, value in flags.items() if value is not None), name_flags(connection)]
@@ -61,12 +66,19 @@ def load(
             result = measure_generator(options, [flag for flag in of_server if flag])
         outputs.write(result)
         leave(0 if result.is_valid else 1)
-    stop = Stop()
-    with (
-        interrupted_by_signals(),
-        quiet_input(sys.stderr),
-        open_target(connection, launch, metrics_url, os.environ, sys.stderr) as target,
-    ):
-        result = run_load(options, target, Live(sys.stderr, os.environ), on_start=lambda run: stop.calling(run.stop))
-    outputs.write(result)
+    stop, is_written = Stop(), False
+    try:
+        with (
+            interrupted_by_signals(),
+            quiet_input(sys.stderr),
+            open_target(connection, launch, metrics_url, os.environ, sys.stderr) as target,
+        ):
+            live = Live(sys.stderr, os.environ)
+            result = run_load(options, target, live, on_start=lambda run: stop.calling(run.stop))
+            is_written = True
+            outputs.write(result)  # before the server is stopped, which takes seconds and may be interrupted
+    except TgisError as error:
+        if is_written:  # with --json -, stdout gets no second object
+            as_told(error)
+        raise
     leave(stop.exit_code(0 if result.is_valid else 1))

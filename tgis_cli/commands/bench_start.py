@@ -40,7 +40,7 @@ def start(
     from tgis_cli.bench.start.measure import measure_starts
 
     outputs = Outputs(json_, csv, markdown)
-    outputs.check()
+    outputs.check({"--config": config_file})
     stop = Stop()
     with interrupted_by_signals():
         result = measure_starts(flags, config_file, os.environ, repeat, stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import stat
 import tempfile
 import time
@@ -107,15 +108,15 @@ def check_runs(subject: Subject) -> Iterator[Verdict]:
             http=server.http,
         )
     try:
-        parent = subject.config.run_dir or Path(tempfile.gettempdir())
+        parent = (subject.config.run_dir or Path(tempfile.gettempdir())).resolve()
     except OSError:  # reported by check_run_dir
         return
     if kept := sort_failed(find_leftovers(parent)):
         cause = cgroup.read_text(kept[0] / CAUSE_FILE).strip()
-        yield ok(
-            f"{count(len(kept), 'failed run')} left a directory, the latest {kept[0]}{f': {cause}' if cause else '.'}",
-            paths=[str(path) for path in kept],
-        )
+        paths = [str(path) for path in kept]
+        why = f": {cause}" if cause else "."
+        found = ok(f"{count(len(kept), 'failed run')} left a directory, the latest {kept[0]}{why}", paths=paths)
+        yield replace(found, fix=f"`rm -r {shlex.join(paths)}` removes {'it' if len(paths) == 1 else 'them'}.")
 
 
 def check_cache(subject: Subject) -> Iterator[Verdict]:

@@ -118,18 +118,21 @@ class Forked(Generic[T]):
         self._ended = asyncio.Event()
 
     @classmethod
-    def start(cls, work: Callable[[], T], activity: Activity | None = None) -> Self:
+    def start(
+        cls, work: Callable[[], T], activity: Activity | None = None, *, release: Callable[[], None] = lambda: None
+    ) -> Self:
         """Fork, and start the work.
 
         Args:
             work: returns something that can be pickled.
             activity: where the work says what it is doing.
+            release: closes, first of all, this process's copies of what the forked process must not hold.
         """
         pipe, only_writer = os.pipe()
         parent = os.getpid()
         with signals_held():
             if (pid := os.fork()) == 0:
-                _be_child(work, activity or Activity(), only_writer, parent)
+                _be_child(work, activity or Activity(), release, only_writer, parent)
         os.close(only_writer)
         os.set_blocking(pipe, False)
         return cls(pid, pipe)
@@ -222,10 +225,13 @@ class _Sender(logging.Handler):
         self.send(record)
 
 
-def _be_child(work: Callable[[], Any], activity: Activity, pipe: int, parent: int) -> NoReturn:
+def _be_child(
+    work: Callable[[], Any], activity: Activity, release: Callable[[], None], pipe: int, parent: int
+) -> NoReturn:
     """Do the work in the forked process and exit, without running any of the parent's clean-up."""
     sender, code = _Sender(pipe), 1
     try:
+        release()
         signal.set_wakeup_fd(-1)  # the inherited one wakes the parent's loop
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the parent handles them, and kills this process

@@ -19,16 +19,17 @@ from pathlib import Path
 from tgis_cli.decide.resolve import Resolved, resolve
 from tgis_cli.launch.forked_work import Activity, Forked, Place
 from tgis_cli.launch.restarts import RestartPolicy
+from tgis_cli.runs.run_dir import RunDirLock, make_run_dir, remove_leftovers
 from tgis_cli.supervisor.signals import signals_held
 from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
-from tgis_server.options import LoadedConfig
-from tgis_server.run import Run
+from tgis_server.options import LoadedConfig, ServeConfig
+from tgis_server.run import Run, save_unresolved
+from tgis_server.words.loading import LOOKING
 
 logger = logging.getLogger(__name__)
 
 NOT_CHECKED = "nothing was checked before startup (--skip-preflight): problems will only show up later"
-LOOKING = "looking at the machine and the model"
 TICK_S = 0.25
 PROBES_AFTER_S = 1.0  # a normal survey has ended by then, and the front-end takes the port
 FIRST_LINE_S = 1.0  # without progress before the first log line
@@ -44,30 +45,50 @@ class Surveyed:
     checking_at: float  # monotonic time at which the checks began
 
 
-async def prepare(
-    loaded: LoadedConfig, environ: Mapping[str, str], phases: list[tuple[str, float]], undo: contextlib.ExitStack
-) -> tuple[Resolved, Run]:
-    """Make a checked run with its own directory. Must be called in the main thread.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked run. Whoever supervises it releases the lock of its directory."""
+
+    resolved: Resolved
+    run: Run
+    lock: RunDirLock
+
+
+def open_run_dir(config: ServeConfig, undo: contextlib.ExitStack) -> RunDirLock:
+    """Make and lock a run directory, with the file by which `tgis ps` knows the launcher from now on.
 
     Args:
-        undo: gets a callback that removes the directory.
+        undo: gets callbacks that remove the directory and release the lock.
+
+    Raises:
+        UsageError: the parent is missing or not writable.
+        OSError: its file system has no locks.
+    """
+    with signals_held():  # a signal before the callbacks are registered would leave the directory behind
+        run_dir = make_run_dir(config.run_dir)
+        undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
+        lock = undo.enter_context(RunDirLock.take(run_dir))
+    with contextlib.suppress(OSError):  # such as a full disk, which the checks will report
+        save_unresolved(run_dir, config)
+    return lock
+
+
+async def prepare(
+    loaded: LoadedConfig, environ: Mapping[str, str], phases: list[tuple[str, float]], lock: RunDirLock
+) -> Prepared:
+    """Make a checked run in a directory. Must be called in the main thread.
 
     Raises:
         TgisError: the reason why the run cannot start.
     """
-    from tgis_cli.runs.run_dir import make_run_dir, remove_leftovers
-
-    with signals_held():  # a signal before the callback is registered would leave the directory behind
-        run_dir = make_run_dir(loaded.config.run_dir)
-        undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
-    remove_leftovers(run_dir.parent)
-    surveyed = await survey_patiently(loaded, environ, run_dir)
+    remove_leftovers(lock.run_dir.parent)
+    surveyed = await survey_patiently(loaded, environ, lock)
     if not loaded.config.skip_preflight:
         from tgis_cli.decide.preflight import check_ports
 
         check_ports(loaded.config)
     phases = [*phases, ("checking", surveyed.checking_at), ("spawning", time.monotonic())]
-    return surveyed.resolved, replace(surveyed.run, launcher_phases=tuple(phases))
+    return Prepared(surveyed.resolved, replace(surveyed.run, launcher_phases=tuple(phases)), lock)
 
 
 async def prepare_or_retry(
@@ -76,18 +97,19 @@ async def prepare_or_retry(
     phases: list[tuple[str, float]],
     undo: contextlib.ExitStack,
     policy: RestartPolicy,
-) -> tuple[Resolved, Run]:
+) -> Prepared:
     """Like :func:`prepare`, but retry as ``--restart`` says: storage may answer later, or memory may become free.
+
+    Args:
+        undo: see :func:`open_run_dir`.
 
     Raises:
         TgisError: the reason why the run cannot start.
     """
+    lock = open_run_dir(loaded.config, undo)
     while True:
         try:
-            with contextlib.ExitStack() as attempt:
-                prepared = await prepare(loaded, environ, phases, attempt)
-                undo.enter_context(attempt.pop_all())
-                return prepared
+            return await prepare(loaded, environ, phases, lock)
         except GroupFailed as error:
             if (delay_s := policy.delay_after(error.exit_code)) is None:
                 raise
@@ -96,7 +118,7 @@ async def prepare_or_retry(
         phases = [("resolving", time.monotonic())]
 
 
-async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path) -> Surveyed:
+async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], lock: RunDirLock) -> Surveyed:
     """Run :func:`survey` in a forked process, for as long as it makes progress.
 
     Raises:
@@ -110,9 +132,8 @@ async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], run
     activity = Activity(LOOKING)
     next_line_at = 0.0
     async with contextlib.AsyncExitStack() as stack:
-        forked = await stack.enter_async_context(
-            Forked.start(functools.partial(survey, loaded, environ, run_dir, activity), activity)
-        )
+        work = functools.partial(survey, loaded, environ, lock.run_dir, activity)
+        forked = await stack.enter_async_context(Forked.start(work, activity, release=lock.release))
         while not await forked.wait(TICK_S):
             now = time.monotonic()
             still_s = now - forked.moved_at

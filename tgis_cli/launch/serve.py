@@ -17,11 +17,11 @@ from typing import Any
 from tgis_cli.causes.cause import explain_own_error
 from tgis_cli.decide.resolve import Resolved
 from tgis_cli.launch.errors import make_failed_line, words_of_original
-from tgis_cli.launch.prepare import prepare_or_retry
+from tgis_cli.launch.prepare import Prepared, prepare_or_retry
 from tgis_cli.launch.restarts import RestartPolicy
 from tgis_cli.launch.termination_log import write_termination_log
 from tgis_cli.relay.terminal import DETAILS, Terminal, TerminalHandler
-from tgis_cli.runs.run_dir import get_failure_time, locked, locked_if_kept
+from tgis_cli.runs.run_dir import get_failure_time
 from tgis_cli.supervisor.signals import StopSignals, decide_hangup, exit_until_supervised
 from tgis_cli.supervisor.supervisor import Outcome, Supervisor
 from tgis_cli.terminal.exits import silence_broken_outputs
@@ -73,16 +73,17 @@ def run_launch(
         raise_limit()  # on open files; children inherit it
         policy = RestartPolicy(loaded.config.restart, loaded.config.max_restarts)
         with contextlib.nullcontext() if is_attached else words_of_original(loaded.config.model_name):
-            resolved, run = asyncio.run(prepare_or_retry(loaded, environ, phases, undo, policy))
-            if needs_model and run.label == "demo model":
+            prepared = asyncio.run(prepare_or_retry(loaded, environ, phases, undo, policy))
+            if needs_model and prepared.run.label == "demo model":
                 raise ModelNotFound(DEMO_REFUSED)
-        terminal = open_terminal(loaded.config, environ, run.num_shard, is_verbose=is_verbose, is_shared=is_attached)
+        num_shard, resolved = prepared.run.num_shard, prepared.resolved
+        terminal = open_terminal(loaded.config, environ, num_shard, is_verbose=is_verbose, is_shared=is_attached)
         try:
             summarize_choices(resolved, terminal)
             for warning in (*warnings, *resolved.warnings):
                 logger.warning("%s", warning)
             log_choices(resolved, terminal)
-            outcome = asyncio.run(Launch(loaded, terminal, environ, policy).supervise(run, undo))
+            outcome = asyncio.run(Launch(loaded, terminal, environ, policy).supervise(prepared, undo))
         except BaseException:
             terminal.close(CLOSE_TERMINAL_S)
             raise
@@ -117,7 +118,7 @@ class Launch:
         self._policy = policy
         self._signals = StopSignals(terminal.reopen if loaded.config.log_file else None)
 
-    async def supervise(self, run: Run, undo: contextlib.ExitStack) -> Outcome:
+    async def supervise(self, prepared: Prepared, undo: contextlib.ExitStack) -> Outcome:
         """Run the group, and restart it as ``--restart`` says, until it stops or a failure is final.
 
         Args:
@@ -127,21 +128,21 @@ class Launch:
         undo.pop_all()
         policy = self._policy
         while True:
-            outcome = await self._supervise_once(run)
-            if self._signals.received:  # a failure while stopping is final, and nobody gives up
-                return outcome
-            if (delay_s := policy.delay_after(outcome.exit_code, outcome.served_s)) is None:
-                return outcome
-            policy.announce(outcome.sentence, delay_s)
-            with locked_if_kept(run.run_dir):  # so that `tgis ps` and `tgis stop` still find this launcher
-                prepared = await self._prepare_again(delay_s)
-            if isinstance(prepared, Outcome):
-                return prepared
-            resolved, run = prepared
-            summarize_choices(resolved, self._terminal)
-            log_choices(resolved, self._terminal)
+            with prepared.lock:  # also while waiting, so that `tgis ps` and `tgis stop` still find this launcher
+                outcome = await self._supervise_once(prepared.run)
+                if self._signals.received:  # a failure while stopping is final, and nobody gives up
+                    return outcome
+                if (delay_s := policy.delay_after(outcome.exit_code, outcome.served_s)) is None:
+                    return outcome
+                policy.announce(outcome.sentence, delay_s)
+                again = await self._prepare_again(delay_s)
+            if isinstance(again, Outcome):
+                return again
+            prepared = again
+            summarize_choices(prepared.resolved, self._terminal)
+            log_choices(prepared.resolved, self._terminal)
 
-    async def _prepare_again(self, delay_s: float) -> tuple[Resolved, Run] | Outcome:
+    async def _prepare_again(self, delay_s: float) -> Prepared | Outcome:
         """Wait, and make the next run; the outcome if a signal or an error ends the launch instead."""
         if await wait_for_first(self._signals.wait_first(), timeout_s=delay_s) == 0:
             return Outcome(0)
@@ -160,9 +161,8 @@ class Launch:
 
     async def _supervise_once(self, run: Run) -> Outcome:
         try:
-            with locked(run.run_dir):
-                run.save()
-                return await Supervisor(run, self._terminal, self._environ, self._signals).supervise()
+            run.save()
+            return await Supervisor(run, self._terminal, self._environ, self._signals).supervise()
         except (OSError, RuntimeError) as error:
             if get_failure_time(run.run_dir) is None:
                 shutil.rmtree(run.run_dir, ignore_errors=True)

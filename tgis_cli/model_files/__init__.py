@@ -8,6 +8,7 @@ from tgis_cli.model_files.cache.model_dir import (
     find_model_dir,
     is_in_cache,
     list_folders,
+    suggest_demo,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "is_homeless",
     "is_in_cache",
     "list_folders",
+    "suggest_demo",
 ]

@@ -89,7 +89,8 @@ class Launcher:
 
     def find_server(self) -> RunningServer | None:
         """What the launcher has written about its server; ``None`` until it has looked at the model."""
-        return find_server(self._process.pid)
+        server = find_server(self._process.pid)
+        return None if server is None or server.is_looking else server
 
     def until_ready(self) -> Iterator[RunningServer | None]:
         """What is known of the server, again and again; the last is ready.

@@ -9,6 +9,7 @@ from typing import TextIO
 from tgis_cli.clients.server_status import Status, ask
 from tgis_cli.runs.servers import RunningServer
 from tgis_cli.terminal.status_line import StatusLine
+from tgis_server.words.loading import LOOKING
 
 DELAY_S = 1.0  # a faster start shows nothing on a terminal
 ASK_S = 0.5  # between queries about the progress
@@ -40,7 +41,7 @@ class StartLine:
         self._ask = ask
         self._started_at = clock()
         self._next_ask_at = self._started_at
-        self._phase = "looking at the model"
+        self._phase = LOOKING
 
     def update(self, server: RunningServer | None) -> None:
         """

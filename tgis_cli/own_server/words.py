@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.clients.prompts import STDIN, EmptyInput
-from tgis_cli.model_files import DEMO, get_cache_dir
+from tgis_cli.model_files import DEMO, get_cache_dir, suggest_demo
 from tgis_cli.model_files.cache.model_dir import list_folders
 from tgis_cli.own_server.launcher import LaunchOptions
 from tgis_server.errors import UsageError
@@ -47,7 +47,8 @@ def explain_word(model: str | None, words: Sequence[str], sentence: str) -> str:
         return sentence
     if words:
         return f"{sentence} If {model} begins the text, quote the whole text."
-    return f"There is no model {model}; if that is the text, pipe it in: echo {model} | tgis run."
+    question = f"did you mean {DEMO}? If" if suggest_demo(model) else "if"
+    return f"There is no model {model}; {question} that is the text, pipe it in: echo {model} | tgis run."
 
 
 @contextmanager

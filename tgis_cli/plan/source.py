@@ -11,11 +11,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgis_cli.model_files import DEMO, DEMO_MODEL_DIR, find_model, get_cache_dir, is_in_cache
+from tgis_cli.model_files import DEMO, DEMO_MODEL_DIR, find_model, get_cache_dir, is_in_cache, suggest_demo
 from tgis_cli.model_files.convert.to_safetensors import find_sources
 from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.engines.catalogue import find_engine
-from tgis_server.errors import HubError, ModelError, UsageError
+from tgis_server.errors import HubError, ModelError, TgisError, UsageError
 from tgis_server.model_files import find_weights
 from tgis_server.options import ServeConfig
 
@@ -65,11 +65,13 @@ def open_model(config: ServeConfig, environ: Mapping[str, str], token: str | Non
         if source is None:
             try:
                 source = ask_hub(name, config, cache_dir, make_directory(), token)
-            except HubError as error:
-                raise HubError(
+            except TgisError as error:
+                searched = (
                     f"There is no directory {name}, and the cache {cache_dir} does not have all files of a model of "
-                    f"that name. {error}"
-                ) from error
+                    "that name. "
+                )
+                start = searched if isinstance(error, HubError) else ""
+                raise type(error)(f"{start}{error}{suggest_demo(name)}") from error
         yield source
 
 

@@ -6,7 +6,6 @@ of a killed launcher from one in use.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -14,8 +13,10 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from tgis_cli.runs.servers import PREFIX, RUN_FILE
 from tgis_server import failures
@@ -41,24 +42,39 @@ def make_run_dir(parent: Path | None) -> Path:
     return run_dir
 
 
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Lock the directory, so that no other launcher takes it for a leftover."""
-    directory = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(directory)
+@dataclass(slots=True)
+class RunDirLock:
+    """A run directory, open and locked: no other launcher takes it for a leftover, and `tgis ps` finds its holder.
 
+    A forked process gets a copy and has to release it, or it would count as a launcher too. The lock ends with the last
+    copy.
+    """
 
-@contextlib.contextmanager
-def locked_if_kept(run_dir: Path) -> Iterator[None]:
-    """Lock the directory of a failed run, if it still exists."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            stack.enter_context(locked(run_dir))
-        yield
+    run_dir: Path
+    _directory: int  # file descriptor
+
+    @classmethod
+    def take(cls, run_dir: Path) -> Self:
+        """
+        Raises:
+            OSError: the directory is missing, or its file system has no locks.
+        """
+        lock = cls(run_dir, os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY))
+        try:
+            fcntl.flock(lock._directory, fcntl.LOCK_EX)
+        except OSError:
+            lock.release()
+            raise
+        return lock
+
+    def release(self) -> None:
+        os.close(self._directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
 
 def remove_leftovers(parent: Path) -> list[Path]:

@@ -86,6 +86,11 @@ class RunningServer:
         return self.is_lost or self.is_of_another_version
 
     @property
+    def is_looking(self) -> bool:
+        """Whether its launcher still looks at the machine and the model, so that it has no shards yet."""
+        return not (self.shard_sockets or self.is_obscure)
+
+    @property
     def title(self) -> str:
         """Its model, marked if the server only rehearses it."""
         is_plain = self.label in ("", f"{self.model} model")
@@ -141,14 +146,16 @@ def find_running(proc: Path = PROC) -> list[RunningServer]:
 
 
 def find_at_port(port: int, pid: int = 0) -> RunningServer | None:
-    """This user's running server that listens on a port of this machine; ``None`` if none of them does.
+    """This user's running server, but not of this process, that listens on a port here; ``None`` if there is none.
 
     Args:
         pid: of the process that listens on the port, if the system reveals it.
     """
-    servers = [server for server in find_running() if server.is_in_this_network]
-    for server in servers:
-        is_known = bool(pid) and server.has_been_ready  # until then, its children are not
+    for server in find_running():
+        if server.pid == os.getpid() or not server.is_in_this_network:
+            continue
+        # While a server starts, its children are not known; before that, it has none.
+        is_known = bool(pid) and (server.has_been_ready or server.is_looking)
         if pid in (server.pid, *server.pids.values()) if is_known else port in (server.grpc_port, server.http_port):
             return server
     return None

@@ -14,13 +14,12 @@ import termios
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from tgis_cli.terminal.capabilities import DEFAULT_COLUMNS, is_terminal
+from tgis_cli.terminal.capabilities import get_size, is_terminal
 from tgis_cli.terminal.quiet_input import ModeSwitch, changed_terminal
 
 ENTER = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
 LEAVE = "\x1b[?25h\x1b[?1049l"
 HOME, CLEAR_LINE = "\x1b[H", "\x1b[2K"
-DEFAULT_ROWS = 24
 SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)  # what a function key sends
 
 
@@ -30,7 +29,7 @@ class FullScreen:
     def __init__(self, output: TextIO, keys: TextIO) -> None:
         """
         Args:
-            keys: if it is no terminal, there are none.
+            keys: where keys are typed; if this is not a terminal, there are none.
         """
         self._output = output
         self._keys = [keys.fileno()] if is_terminal(keys) else []
@@ -52,9 +51,8 @@ class FullScreen:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and rows now. A terminal that does not know them is taken for one of 80 by 24."""
-        size = os.get_terminal_size(self._output.fileno())
-        return size.columns or DEFAULT_COLUMNS, size.lines or DEFAULT_ROWS
+        """Columns and rows now."""
+        return get_size(self._output)
 
     def draw(self, lines: Sequence[str]) -> None:
         """Replace what is shown. Each line must fit; lines that have no row are left out.

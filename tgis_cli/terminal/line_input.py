@@ -74,7 +74,7 @@ class LineInput:
 
         Raises:
             LineCanceled: Ctrl-C.
-            EOFError: Ctrl-D in an empty line, or the terminal is gone.
+            EOFError: Ctrl-D on an empty line, or the terminal is gone.
             UnicodeDecodeError: the line is not valid text in this locale.
         """
         try:

@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tgis_cli.clients.answer import format_latency, format_rate
-from tgis_cli.clients.metrics import ITL, PERCENTILES, PROMPT_TOKENS, QUEUE, STEP, TTFT, Change, Histogram
-from tgis_cli.top.processes import Process
-from tgis_cli.top.window import RATE_S, WINDOW_S, Point, Window
+from tgis_cli.clients.metrics import ITL, PERCENTILES, QUEUE, STEP, TTFT, Change, Histogram, Scrape
+from tgis_cli.top.processes import ServerProcess
+from tgis_cli.top.window import RATE_S, RUNNING, WAITING, WINDOW_S, Point, Window, read_rates
 from tgis_server.words.control_characters import escape_controls
 
 READY, NO_ANSWER = "ready", "no answer"
-STATES = {"serving": READY}  # the others are called as the server calls them
+STATES = {"serving": READY}  # other states keep the server's names
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Of one kind, in seconds; ``None`` if there was none."""
+    """One latency in seconds; ``None`` if nothing was observed."""
 
     p50_s: float | None = None
     p95_s: float | None = None
@@ -29,16 +29,16 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """``None``: not known. Rates are of the last few seconds, latencies and the like of ``window_s``."""
+    """``None`` is unknown. Rates cover the last few seconds; latencies, steps and failures cover ``window_s``."""
 
     at: float  # seconds since the epoch
     url: str
     model: str
     mode: str  # "rehearsal", "demo model" or empty
     state: str  # "ready", "starting", "draining", "failed", "no answer"
-    reason: str = ""  # why it is not ready
+    reason: str = ""  # why it is not ready, or why its metrics cannot be read
     up_s: float | None = None
-    restarted_at: float | None = None  # while it was watched; since the epoch
+    restarted_at: float | None = None  # if that was seen; since the epoch
     requests_per_s: float | None = None
     output_tokens_per_s: float | None = None
     prompt_tokens_per_s: float | None = None
@@ -56,8 +56,8 @@ class Glance:
     prefix_hit_share: float | None = None
     preemptions: int | None = None
     failures: dict[str, int] | None = None
-    processes: Sequence[Process] = ()
-    history: Sequence[Point] = ()  # one for each look; oldest first
+    processes: Sequence[ServerProcess] = ()
+    history: Sequence[Point] = ()  # one for each update; oldest first
 
     @property
     def kv_share(self) -> float | None:
@@ -88,11 +88,11 @@ class Glance:
 
 
 def make_glance(
-    url: str, facts: Mapping[str, Any], window: Window | None, processes: Sequence[Process], **more: Any
+    url: str, facts: Mapping[str, Any], window: Window | None, processes: Sequence[ServerProcess], **more: Any
 ) -> Glance:
     """
     Args:
-        facts: that the live probe answers with, or ``{"error": why}``.
+        facts: the answer of the live probe, or ``{"error": why}``.
         window: with the newest metrics; ``None`` if there are none now.
         more: fields of the glance, which may replace others.
     """
@@ -103,20 +103,22 @@ def make_glance(
         "model": str(facts.get("model", "")),
         "mode": str(facts.get("mode", "")),
         "state": STATES.get(state, state),
-        "reason": str(facts.get("error", "")),
         "up_s": up_s if isinstance(up_s := facts.get("up_s"), int | float) else None,
         "processes": processes,
     }
     if window is not None and window.scrapes:
-        known |= read_gauges(window) | read_rates(window.over(RATE_S)) | read_latencies(window.over(WINDOW_S))
+        known |= read_gauges(window.scrapes[-1])
+        if (recent := window.over(RATE_S)) is not None:
+            known |= read_rates(recent)
+        if (minute := window.over(WINDOW_S)) is not None:
+            known |= read_latencies(minute)
     return Glance(**known | more)
 
 
-def read_gauges(window: Window) -> dict[str, Any]:
-    now = window.scrapes[-1]
+def read_gauges(now: Scrape) -> dict[str, Any]:
     names = {
-        "running": "tgi_batch_current_size",
-        "waiting": "tgi_queue_size",
+        "running": RUNNING,
+        "waiting": WAITING,
         "calls_in_flight": "tgi_calls_in_flight",
         "kv_blocks_used": "tgi_kv_blocks_used",
         "kv_blocks_total": "tgi_kv_blocks_total",
@@ -124,19 +126,7 @@ def read_gauges(window: Window) -> dict[str, Any]:
     return {field: round(now.total(name)) for field, name in names.items()}
 
 
-def read_rates(change: Change | None) -> dict[str, Any]:
-    if change is None:
-        return {}
-    return {
-        "requests_per_s": change.count("tgi_request_count") / change.seconds,
-        "output_tokens_per_s": change.num_output_tokens / change.seconds,
-        "prompt_tokens_per_s": change.count(PROMPT_TOKENS) / change.seconds,
-    }
-
-
-def read_latencies(change: Change | None) -> dict[str, Any]:
-    if change is None:
-        return {}
+def read_latencies(change: Change) -> dict[str, Any]:
     return {
         "window_s": change.seconds,
         "queue": to_latency(change.histogram(QUEUE)),
@@ -156,7 +146,7 @@ def to_latency(histogram: Histogram) -> Latency:
 
 
 def round_all(value: Any) -> Any:
-    """Six decimals, microseconds, are more than a bucket tells."""
+    """Six decimals, which are microseconds, are more precise than any bucket."""
     if isinstance(value, dict):
         return {key: round_all(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -10,7 +10,7 @@ from tgis_cli.clients.answer import format_latency, format_rate
 from tgis_cli.clients.server_table import format_age
 from tgis_cli.terminal.capabilities import BOLD, DIM, paint
 from tgis_cli.top.glance import READY, Glance, Latency, format_share, or_dash
-from tgis_cli.top.processes import Process
+from tgis_cli.top.processes import ServerProcess
 from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import count_columns, wrap
 from tgis_server.words.sizes import format_bytes, format_count
@@ -48,7 +48,7 @@ def make_page(glance: Glance, columns: int, rows: int | None, style: Style) -> l
 
 
 def make_head(glance: Glance, columns: int, style: Style) -> list[str]:
-    """What server it is, and what it is doing."""
+    """Which server it is, and what it is doing."""
     mode = f" ({glance.mode})" if glance.mode and glance.mode != f"{glance.model} model" else ""
     clock = time.strftime("%H:%M:%S", time.localtime(glance.at))
     up = "" if glance.up_s is None else f", up {format_age(glance.up_s)}"
@@ -63,7 +63,7 @@ def make_head(glance: Glance, columns: int, style: Style) -> list[str]:
 
 
 def make_rates(glance: Glance, columns: int, style: Style) -> list[str]:
-    """A row for each figure that changes all the time, with its graph."""
+    """A row for each figure that changes constantly, with its graph."""
     rows = (
         ("requests/s", or_dash(glance.requests_per_s, format_rate), "requests_per_s"),
         ("tokens/s", or_dash(glance.output_tokens_per_s, format_rate), "output_tokens_per_s"),
@@ -95,7 +95,7 @@ def make_latency(label: str, row: Latency) -> str:
 
 
 def make_facts(glance: Glance, columns: int) -> list[str]:
-    """What seldom matters, in as few lines as it takes."""
+    """What rarely matters, in as few lines as possible."""
     failures = None if glance.failures is None else sum(glance.failures.values())
     causes = f" ({', '.join(f'{number} {err}' for err, number in (glance.failures or {}).items())})" if failures else ""
     facts = [
@@ -117,7 +117,7 @@ def make_facts(glance: Glance, columns: int) -> list[str]:
     return [crop(line, columns) for line in lines]
 
 
-def make_processes(processes: Sequence[Process], free: int | None, columns: int, style: Style) -> list[str]:
+def make_processes(processes: Sequence[ServerProcess], free: int | None, columns: int, style: Style) -> list[str]:
     """A row for each process; those without room are added up in the last row.
 
     Args:
@@ -133,14 +133,14 @@ def make_processes(processes: Sequence[Process], free: int | None, columns: int,
     return [style.paint(crop(head, columns), DIM), *(crop(line, columns) for line in lines)]
 
 
-def make_process(name: str, pid: str, processes: Sequence[Process]) -> str:
+def make_process(name: str, pid: str, processes: Sequence[ServerProcess]) -> str:
     memory = format_bytes(sum(process.memory_bytes for process in processes))
     cpu = sum(process.cpu_share for process in processes)
     return f"{name:<{NAME}}{pid:>{VALUE}}{memory:>{VALUE}}{cpu:>{VALUE}.0%}"
 
 
 def draw_graph(values: Sequence[float | None], top: float) -> str:
-    """A bar for each value, none for what is not known or 0.
+    """A bar for each value; a blank where it is unknown or 0.
 
     Args:
         top: the value of the highest bar, if no value is higher.
@@ -163,7 +163,7 @@ def crop(text: str, columns: int) -> str:
     text = clean(text)
     if count_columns(text) <= columns:
         return text
-    kept, used = 0, 1  # the mark
+    kept, used = 0, 1  # the ellipsis
     for char in text:
         used += count_columns(char)
         if used > columns:
@@ -173,5 +173,5 @@ def crop(text: str, columns: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Some of it comes from the server, which must not control the terminal."""
+    """Text from the server must not control the terminal."""
     return escape_controls(text).replace("\n", " ").replace("\t", " ")

@@ -14,12 +14,12 @@ from tgis_cli.runs.memory import measure_process
 from tgis_cli.runs.servers import RunningServer, find_server
 from tgis_server.words.processes import LAUNCHER
 
-MEMORY_EVERY_S = 5.0  # the kernel walks through all pages to count shared ones in parts
+MEMORY_EVERY_S = 5.0  # the kernel walks all pages to divide the shared ones among processes
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """One process now."""
+class ServerProcess:
+    """One process at this moment."""
 
     name: str  # "launcher", "frontend", "shard-0"
     pid: int
@@ -29,7 +29,7 @@ class Process:
 
 @dataclass(slots=True)
 class Processes:
-    """Those of one server, as long as its launcher runs. Empty if it is not on this machine, or another user's."""
+    """The processes of one server, as long as its launcher runs. None if it is on another machine or another user's."""
 
     server: RunningServer | None
     _known: dict[int, psutil.Process] = field(default_factory=dict)  # CPU time is counted between two looks
@@ -40,7 +40,7 @@ class Processes:
     def find(cls, address: Address) -> Processes:
         return cls(find_local_server(address))
 
-    def look(self) -> list[Process]:
+    def look(self) -> list[ServerProcess]:
         if self.server is None:
             return []
         server = find_server(self.server.pid)  # again: after a restart it has other processes
@@ -50,13 +50,13 @@ class Processes:
         found = [self._measure(name, pid) for name, pid in pids.items()]
         return [process for process in found if process is not None]
 
-    def _measure(self, name: str, pid: int) -> Process | None:
+    def _measure(self, name: str, pid: int) -> ServerProcess | None:
         with contextlib.suppress(psutil.Error, OSError):
             process = self._known.setdefault(pid, psutil.Process(pid))
-            if not process.is_running():  # another process has its number
+            if not process.is_running():  # another process has this pid now
                 del self._known[pid]
                 return None
             if pid not in self._memory:
                 self._memory[pid] = measure_process(process)
-            return Process(name, pid, self._memory[pid], process.cpu_percent() / 100)
+            return ServerProcess(name, pid, self._memory[pid], process.cpu_percent() / 100)
         return None

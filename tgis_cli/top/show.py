@@ -34,7 +34,7 @@ def show(watcher: Watcher, interval_s: float, *, is_once: bool, as_json: bool) -
 
 
 def show_once(watcher: Watcher, interval_s: float, *, as_json: bool) -> None:
-    """Rates need two looks."""
+    """Look twice, which rates need, and print the second glance."""
     glances = look_again_and_again(watcher, interval_s)
     next(glances)
     glance = next(glances)
@@ -45,7 +45,7 @@ def show_once(watcher: Watcher, interval_s: float, *, as_json: bool) -> None:
 
 
 def show_lines(watcher: Watcher, interval_s: float, *, as_json: bool) -> None:
-    """Until a signal ends it, or nobody reads any more."""
+    """Print lines until a signal comes, or nobody reads them any more."""
     glances = look_again_and_again(watcher, interval_s)
     next(glances)  # it has no rates
     for glance in glances:
@@ -53,7 +53,7 @@ def show_lines(watcher: Watcher, interval_s: float, *, as_json: bool) -> None:
 
 
 def show_page(watcher: Watcher, interval_s: float) -> None:
-    """Until a key or a signal ends it."""
+    """Redraw the page until a key or a signal ends it."""
     style = Style(is_colored=has_color(sys.stdout, os.environ), has_graphs=True)
     screen = FullScreen(sys.stdout, sys.stdin)
     background = Background(watcher, interval_s, screen.wake)
@@ -87,7 +87,7 @@ class Background:
             for glance in look_again_and_again(self._watcher, self._interval_s):
                 self._newest = glance
                 self._tell()
-        except BaseException as error:  # noqa: BLE001  the main thread raises it, once the terminal is as before
+        except BaseException as error:  # noqa: BLE001  the main thread raises it, once the terminal is restored
             self._error = error
             self._tell()
 

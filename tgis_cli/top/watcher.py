@@ -1,4 +1,4 @@
-"""Looks at a server again and again: it may restart or go away, and is waited for."""
+"""Looks at a server again and again, and waits for it if it restarts or goes away."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tgis_cli.clients.address import HTTP
 from tgis_cli.clients.connection import Connection
 from tgis_cli.clients.metrics_source import MetricsSource, find_source
 from tgis_cli.top.glance import NO_ANSWER, Glance, make_glance
-from tgis_cli.top.processes import Process, Processes
+from tgis_cli.top.processes import Processes, ServerProcess
 from tgis_cli.top.window import Window
 from tgis_server.errors import TgisError
 
@@ -25,7 +25,7 @@ class Watcher:
     source: MetricsSource
     processes: Processes
     window: Window = field(default_factory=Window)
-    model: str = ""  # as the server last called it
+    model: str = ""  # as in the server's last answer
     restarted_at: float | None = None  # since the epoch
 
     @classmethod
@@ -48,7 +48,8 @@ class Watcher:
             self.window.add_gap()
             self._find_again()
             return self._make_glance({"error": str(error), "status": NO_ANSWER}, None, processes)
-        return self._make_glance(facts, self._read_metrics(), processes)
+        window, problem = self._read_metrics()
+        return self._make_glance(facts, window, processes, problem)
 
     def _read_facts(self) -> dict[str, Any]:
         """What the live probe says, and why the server is not ready if it is not."""
@@ -58,17 +59,17 @@ class Watcher:
             facts["error"] = self.source.read_health("ready").get("error", "")
         return facts
 
-    def _read_metrics(self) -> Window | None:
-        """``None`` while a starting server has none yet."""
+    def _read_metrics(self) -> tuple[Window | None, str]:
+        """The metrics, or ``None`` and why they cannot be read."""
         try:
             has_restarted = self.window.add(self.source.scrape())
-        except TgisError:
+        except TgisError as error:
             self.window.add_gap()
-            return None
+            return None, str(error)
         if has_restarted:
             self.restarted_at = time.time()
             self._find_again()
-        return self.window
+        return self.window, ""
 
     def _find_again(self) -> None:
         """A server that has been started again has other processes, and may have other ports."""
@@ -78,7 +79,9 @@ class Watcher:
                 self.source = source if source.address.server is not None else self.source
         self.processes = Processes.find(self.source.address)
 
-    def _make_glance(self, facts: Mapping[str, Any], window: Window | None, processes: Sequence[Process]) -> Glance:
+    def _make_glance(
+        self, facts: Mapping[str, Any], window: Window | None, processes: Sequence[ServerProcess], problem: str = ""
+    ) -> Glance:
         return make_glance(
             str(self.source.address),
             {"model": self.model, **facts},
@@ -86,4 +89,5 @@ class Watcher:
             processes,
             history=tuple(self.window.points),
             restarted_at=self.restarted_at,
+            reason=str(facts.get("error") or problem),
         )

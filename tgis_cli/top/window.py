@@ -1,4 +1,4 @@
-"""The last minute of a server's metrics: rates, percentiles, and what they were second by second."""
+"""The last minute of a server's metrics: rates, percentiles, and their history."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from tgis_cli.clients.metrics import PROMPT_TOKENS, Change, Scrape
 
+RUNNING, WAITING = "tgi_batch_current_size", "tgi_queue_size"
 WINDOW_S = 60.0
-RATE_S = 5.0  # one second of a few slow requests says nothing
+RATE_S = 5.0  # a single second says nothing if requests are few and slow
 MAX_POINTS = 300  # columns of the widest graph
 
 
@@ -47,7 +48,7 @@ class Window:
         return has_restarted
 
     def add_gap(self) -> None:
-        """Nothing could be read."""
+        """Note that nothing could be read."""
         self.points.append(UNKNOWN)
 
     def over(self, seconds: float) -> Change | None:
@@ -62,10 +63,18 @@ class Window:
 def make_point(change: Change) -> Point:
     now = change.after
     return Point(
-        change.count("tgi_request_count") / change.seconds,
-        change.num_output_tokens / change.seconds,
-        change.count(PROMPT_TOKENS) / change.seconds,
-        now.total("tgi_batch_current_size"),
-        now.total("tgi_queue_size"),
-        now.kv_used_share,
+        **read_rates(change),
+        running=now.total(RUNNING),
+        waiting=now.total(WAITING),
+        kv_share=now.kv_used_share,
     )
+
+
+def read_rates(change: Change) -> dict[str, float]:
+    """Per second, by field of a point."""
+    counts = {
+        "requests_per_s": change.count("tgi_request_count"),
+        "output_tokens_per_s": change.num_output_tokens,
+        "prompt_tokens_per_s": change.count(PROMPT_TOKENS),
+    }
+    return {name: count / change.seconds for name, count in counts.items()}

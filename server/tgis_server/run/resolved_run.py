@@ -15,6 +15,8 @@ from typing import Any
 from tgis_server.options import ServeConfig, options
 from tgis_server.words.processes import shard_name
 
+FILE = "serve.json"  # in the run directory
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -76,12 +78,11 @@ class Run:
 
     @property
     def file(self) -> Path:
-        return self.run_dir / "serve.json"
+        return self.run_dir / FILE
 
     def save(self) -> None:
         """Write ``serve.json`` for the children, without credentials."""
-        values = asdict(self) | {"config": {option.name: option.get_shown(self.config) for option in options()}}
-        self.file.write_text(json.dumps(values, default=str, indent=1))
+        write_values(self.file, asdict(self), self.config)
 
     @classmethod
     def read(cls, file: Path, environ: Mapping[str, str]) -> Run:
@@ -99,3 +100,17 @@ class Run:
         raw["gpus"] = tuple(raw["gpus"])
         raw["shard_cpus"] = tuple(tuple(cpus) for cpus in raw["shard_cpus"])
         return cls(config=ServeConfig(**values), **raw)
+
+
+def save_unresolved(run_dir: Path, config: ServeConfig) -> None:
+    """Write the part of ``serve.json`` that is known before the launcher has looked at the machine and the model."""
+    label = "rehearsal" if config.rehearse else ""
+    values = {"model_id": config.model_name or "demo", "label": label, "num_shard": 0}
+    write_values(run_dir / FILE, values, config)
+
+
+def write_values(file: Path, values: Mapping[str, Any], config: ServeConfig) -> None:
+    shown = {option.name: option.get_shown(config) for option in options()}
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps({**values, "config": shown}, default=str, indent=1))
+    new.replace(file)  # at once, as `tgis stop` may be reading the file

@@ -6,6 +6,7 @@ Each step makes one token for each of the calls in the batch, and lasts ``step_s
 from __future__ import annotations
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.orders import Totals
 from tgis_cli.bench.load.records import GeneratorHealth, Records
 from tgis_cli.clients.address import Address
 
@@ -33,19 +35,6 @@ class FakeClient:
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return [1 + len(text.split()) for text in texts]
-
-
-@dataclass
-class Tick:
-    sent: int = 0
-    in_flight: int = 0
-    streaming: int = 0
-    oldest_s: float = 0.0
-    completed: int = 0
-    failed: int = 0
-    output_tokens: int = 0
-    ttft_s: tuple[float, ...] = ()
-    itl_s: tuple[float, ...] = ()
 
 
 @dataclass
@@ -69,7 +58,7 @@ class SimulatedServer:
         self.on_level(arrivals)
         calls = self._serve(arrivals)
         totals = {"sent": len(calls), "completed": len(calls), "output_tokens": len(calls) * self.output_tokens}
-        on_tick(Tick(**totals, ttft_s=(0.02,), itl_s=(0.01,)))
+        on_tick(Totals(**totals, ttft_s=array("f", [0.02]), itl_s=array("f", [0.01])))
         return to_records(arrivals, calls, self.input_tokens), make_health(len(calls))
 
     def _serve(self, arrivals: Arrivals) -> list[tuple[float, list[float]]]:

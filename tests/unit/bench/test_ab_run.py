@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
+import signal
 import sys
 
 import pytest
@@ -15,12 +16,16 @@ from tgis_cli.bench.ab_run import Side, run_ab
 from tgis_cli.bench.load.options import LoadOptions
 from tgis_cli.bench.load.target import Target
 from tgis_cli.clients.parameters import Parameters
-from tgis_server.errors import Unavailable, UsageError
+from tgis_cli.terminal.stop_signals import Stop, interrupted_by_signals
+from tgis_server.errors import ModelError, Unavailable, UsageError
 
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """The URLs of the servers in the order in which they were opened, and closed again as ``-URL``."""
+    """The URLs of the servers in the order in which they were opened, and closed again as ``-URL``.
+
+    All of them can be reached when they are checked.
+    """
     urls: list[str] = []
 
     @contextlib.contextmanager
@@ -30,6 +35,7 @@ def opened(monkeypatch) -> list[str]:
         urls.append(f"-{connection.url}")
 
     monkeypatch.setattr(ab_run, "open_target", open_target)
+    monkeypatch.setattr(ab_run.Client, "connect", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(ab_run, "make_fingerprint", lambda environ, **facts: facts)
     return urls
 
@@ -119,9 +125,9 @@ def test_a_round_is_eight_streams_for_five_seconds_unless_told_otherwise(opened)
     assert (servers["a:1"].levels[1].concurrency, servers["a:1"].levels[1].max_s) == (8, 3.0)
 
 
-@pytest.mark.parametrize("flags", [{"concurrency": "1,8"}, {"sweep": True}, {"goodput": "ttft<1s"}])
+@pytest.mark.parametrize("flags", [{"concurrency": "1,8"}, {"sweep": True}])
 def test_a_round_has_one_level(opened, flags):
-    with pytest.raises(UsageError, match="A round has one level"):
+    with pytest.raises(UsageError, match=f"A round has one level, but --{next(iter(flags))} asks for several"):
         compare(flags=flags)
 
 
@@ -160,6 +166,30 @@ def test_ctrl_c_keeps_the_pairs_that_are_complete(opened):
     assert len(result.detail["values_b"]) == 2
 
 
+@pytest.mark.parametrize("moment", ["starts", "stops"])
+def test_ctrl_c_while_a_server_starts_or_stops_is_the_end(opened, monkeypatch, moment):
+    original = ab_run.open_target
+
+    @contextlib.contextmanager
+    def open_target(*arguments, **options):
+        with original(*arguments, **options) as target:
+            if moment == "starts" and len(opened) == 9:
+                signal.raise_signal(signal.SIGINT)
+            yield target
+        if moment == "stops" and len(opened) == 8:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ab_run, "open_target", open_target)
+    stop = Stop()
+
+    with interrupted_by_signals():
+        result, servers, _ = compare(noise=0.1, restarts=True, on_start=lambda run: stop.calling(run.stop))
+
+    assert (stop.exit_code(), result.is_cut, len(result.detail["values_b"])) == (130, True, 2)
+    assert len(opened) == (9 if moment == "starts" else 8)
+    assert len(servers["a:1"].levels) == 4
+
+
 def test_a_server_that_dies_ends_the_comparison_as_a_problem_and_keeps_its_pairs(opened, monkeypatch):
     original = SimulatedServer.run_level
 
@@ -182,8 +212,27 @@ def test_a_trace_is_refused(opened, tmp_path):
     path = tmp_path / "trace.jsonl"
     path.write_text('{"text": "a", "start_s": 0}\n')
 
-    with pytest.raises(UsageError, match='no trace: leave "start_s" out of'):
+    with pytest.raises(UsageError, match='replays no traces: leave "start_s" out of'):
         compare(flags={"prompts": str(path)})
+    assert opened == []
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_both_sides_of_a_pair_begin_with_the_same_prompt_of_a_file(opened, tmp_path, restarts):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(f'{{"text": "{number}"}}\n' for number in range(1000)))
+
+    _, servers, _ = compare(step_b=0.03, noise=0.1, max_pairs=3, restarts=restarts, flags={"prompts": str(path)})
+
+    firsts = [[level.first_index for level in server.levels if not level.max_calls] for server in servers.values()]
+    assert firsts[0] == firsts[1]
+    assert len(set(firsts[0])) == 3
+
+
+def test_a_model_of_b_that_is_missing_is_found_before_a_starts(opened):
+    with pytest.raises(ModelError, match="B: /no/model: "):
+        compare(sides=(SIDES[0], Side("B", launch="/no/model")))
+    assert opened == []
 
 
 def test_each_server_is_warmed_up_once(opened):
@@ -196,8 +245,8 @@ def test_rounds_that_are_doubtful_now_and_then_do_not_spoil_the_comparison(opene
     rounds = []
     original = ab_run.OpenSide.measure
 
-    def measure(self):
-        level = original(self)
+    def measure(self, num_sent):
+        level = original(self, num_sent)
         rounds.append(level)
         if len(rounds) == 3:
             level.problems = ["The generator was late."]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tgis_cli.__main__ import main
-from tgis_cli.bench.compare import Change, compare_results
+from tgis_cli.bench.compare import Judgment, compare_results
 from tgis_cli.bench.report.changes import describe_table, write_table
 from tgis_cli.bench.result import Estimate, Figure, Result
 from tgis_server.errors import UsageError
@@ -42,7 +42,7 @@ def size(value: float) -> Figure:
     return Figure("cold start", "read_bytes", "bytes", "lower", Estimate(value))
 
 
-def find_change(old: Figure, new: Figure, **options) -> Change:
+def find_change(old: Figure, new: Figure, **options) -> Judgment:
     (row,) = compare_results(result_of(old), result_of(new), **options).rows
     return row.change
 
@@ -50,11 +50,11 @@ def find_change(old: Figure, new: Figure, **options) -> Change:
 @pytest.mark.parametrize(
     ("new", "change"),
     [
-        (speed(90), Change.REGRESSION),
-        (speed(97), Change.WORSE),
-        (speed(99), Change.NOISE),
-        (speed(110), Change.BETTER),
-        (speed(80, 0.3), Change.NOISE),
+        (speed(90), Judgment.REGRESSION),
+        (speed(97), Judgment.WORSE),
+        (speed(99), Judgment.NOISE),
+        (speed(110), Judgment.BETTER),
+        (speed(80, 0.3), Judgment.NOISE),
     ],
 )
 def test_a_regression_is_larger_than_allowed_and_larger_than_noise(new, change):
@@ -64,9 +64,9 @@ def test_a_regression_is_larger_than_allowed_and_larger_than_noise(new, change):
 @pytest.mark.parametrize(
     ("new", "change"),
     [
-        (latency(0.12, 0.119, 0.121), Change.REGRESSION),
-        (latency(0.103, 0.1025, 0.1035), Change.WORSE),
-        (latency(0.08, 0.079, 0.081), Change.BETTER),
+        (latency(0.12, 0.119, 0.121), Judgment.REGRESSION),
+        (latency(0.103, 0.1025, 0.1035), Judgment.WORSE),
+        (latency(0.08, 0.079, 0.081), Judgment.BETTER),
     ],
 )
 def test_of_latencies_lower_is_better(new, change):
@@ -74,19 +74,19 @@ def test_of_latencies_lower_is_better(new, change):
 
 
 def test_the_allowed_share_can_be_set():
-    assert find_change(speed(100), speed(90), max_regress=0.2) == Change.WORSE
-    assert find_change(speed(100), speed(97), max_regress=0.01) == Change.REGRESSION
+    assert find_change(speed(100), speed(90), max_regress=0.2) == Judgment.WORSE
+    assert find_change(speed(100), speed(97), max_regress=0.01) == Judgment.REGRESSION
 
 
 def test_a_figure_without_an_interval_is_told_but_does_not_count():
     table = compare_results(result_of(latency(0.1)), result_of(latency(0.2)))
 
-    assert [row.change for row in table.rows] == [Change.UNKNOWN]
+    assert [row.change for row in table.rows] == [Judgment.UNKNOWN]
     assert "1 figure without an interval" in table.notes[0]
 
 
 @pytest.mark.parametrize(
-    ("low", "change"), [(0.05, Change.REGRESSION), (0.005, Change.NOISE)], ids=["many failures", "a few"]
+    ("low", "change"), [(0.05, Judgment.REGRESSION), (0.005, Judgment.NOISE)], ids=["many failures", "a few"]
 )
 def test_failures_that_were_none_count_beyond_chance(low, change):
     old = latency(0.0, 0.0, 0.01, name="failed_share")
@@ -101,12 +101,12 @@ def rate(value: float, low: float | None = None, high: float | None = None) -> F
 @pytest.mark.parametrize(
     ("old", "new", "change"),
     [
-        (rate(139, 130, 148), rate(0), Change.REGRESSION),
-        (rate(139), rate(0), Change.REGRESSION),
-        (rate(139, 0, 300), rate(0), Change.NOISE),
-        (rate(0), rate(139, 130, 148), Change.BETTER),
-        (rate(0), rate(0), Change.NOISE),
-        (latency(0.0), latency(0.1), Change.UNKNOWN),
+        (rate(139, 130, 148), rate(0), Judgment.REGRESSION),
+        (rate(139), rate(0), Judgment.REGRESSION),
+        (rate(139, 0, 300), rate(0), Judgment.NOISE),
+        (rate(0), rate(139, 130, 148), Judgment.BETTER),
+        (rate(0), rate(0), Judgment.NOISE),
+        (latency(0.0), latency(0.1), Judgment.UNKNOWN),
     ],
 )
 def test_a_throughput_that_falls_to_0_is_a_regression_also_without_an_interval(old, new, change):
@@ -155,8 +155,8 @@ def test_with_many_figures_each_needs_a_clearer_change():
     old = [latency(1.0, 0.96, 1.04, name=name) for name in names]
     new = [latency(1.07, 1.03, 1.11, name=name) for name in names]
 
-    assert find_change(old[0], new[0]) == Change.REGRESSION
-    assert {row.change for row in compare_results(result_of(*old), result_of(*new)).rows} == {Change.NOISE}
+    assert find_change(old[0], new[0]) == Judgment.REGRESSION
+    assert {row.change for row in compare_results(result_of(*old), result_of(*new)).rows} == {Judgment.NOISE}
 
 
 def test_figures_that_are_neither_better_nor_worse_are_left_out():

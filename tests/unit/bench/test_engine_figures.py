@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
-from tgis_cli.bench.engine.measure import doubt_limits, make_figures
+from tgis_cli.bench.engine.measure import EngineOptions, check_rows, doubt_limits, make_figures
 from tgis_cli.bench.engine.work import Measured, Work
 from tgis_cli.bench.limits import Bandwidth, Limits
-from tgis_server.engines.door import StepWork
+from tgis_cli.machine import Machine
+from tgis_cli.model_files.cache.model_dir import DEMO_MODEL_DIR
+from tgis_server.engines.catalogue import get_engine
+from tgis_server.engines.door import ModelSummary, StepWork
+from tgis_server.errors import UsageError
 from tgis_server.options import ServeConfig
 from tgis_server.run import Run
 
@@ -31,6 +38,8 @@ RUN = Run(
     max_batch_tokens=64,
     tokenization_workers=1,
 )
+MACHINE = Machine((), (), has_bf16=False, free_bytes=4 << 30, limit_bytes=None)
+REHEARSED = ModelSummary("decoder", "", "", 0, None, (), None, None, (), {})
 
 
 def make_limits(flops_per_s: float) -> Limits:
@@ -58,3 +67,35 @@ def test_products_faster_than_their_limit_are_doubted(flops_per_s: float, is_dou
     figures = list(make_figures([DECODE], STEP, make_limits(flops_per_s), RUN))
 
     assert bool(list(doubt_limits(figures))) == is_doubted
+
+
+@pytest.mark.parametrize(
+    ("rows", "contexts", "said"),
+    [
+        ((1, 315), (500, 128), None),
+        (
+            (99_999_999,),
+            (500, 128),
+            "--rows is 99,999,999, but the KV cache has room for at most 315 rows of 128",
+        ),
+        ((1,), (65_536,), "--context is 65,536, but the KV cache has room for no row of 65,536 tokens"),
+        ((), (65_536,), None),
+    ],
+)
+def test_rows_without_room_are_refused_before_anything_is_loaded(rows, contexts, said: str | None):
+    expected = pytest.raises(UsageError, match=said) if said else contextlib.nullcontext()
+    with expected:
+        check_rows(RUN, MACHINE, REHEARSED, EngineOptions(rows, contexts, (), rounds=1))
+
+
+def test_the_most_rows_that_a_message_names_do_fit():
+    run = dataclasses.replace(RUN, model_id="demo", model_dir=DEMO_MODEL_DIR)
+    summary = get_engine("native").door.inspect(DEMO_MODEL_DIR, 1)
+
+    with pytest.raises(UsageError) as refused:
+        check_rows(run, MACHINE, summary, EngineOptions((10**8,), (8,), (), rounds=1))
+    most = int(re.search("at most ([0-9,]+) rows", str(refused.value))[1].replace(",", ""))
+
+    check_rows(run, MACHINE, summary, EngineOptions((most,), (8,), (), rounds=1))
+    with pytest.raises(UsageError, match=f"at most {most:,} rows"):
+        check_rows(run, MACHINE, summary, EngineOptions((most + 1,), (8,), (), rounds=1))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.load.figures import make_level, to_figures
 from tgis_cli.bench.load.objectives import Objective
@@ -18,7 +19,7 @@ from timelines import Timeline, closed_loop, healthy, open_loop
 def level_of(timeline: Timeline, concurrency: int | None = 2, **options) -> Level:
     records = timeline.records()
     due_s = None if concurrency else tuple(sorted(records.due_s))
-    arrivals = Arrivals(concurrency=concurrency, due_s=due_s)
+    arrivals = Arrivals(concurrency=concurrency, due_s=due_s, limit_s=options.pop("limit_s", None))
     health = options.pop("health", healthy())
     return make_level(records, health, arrivals, "level", is_streamed=True, **options)
 
@@ -250,6 +251,35 @@ def test_a_server_that_falls_behind_the_rate_is_saturated():
     assert level_of(open_loop(moments, 1 + moments), None).is_saturated
 
 
+def overloaded(num_answered: int, num_unfinished: int) -> Timeline:
+    """Requests at 1 per second that take 0.5 s, and then some that are cancelled in the end."""
+    timeline = open_loop(np.arange(num_answered), np.full(num_answered, 0.5))
+    for number in range(num_unfinished):
+        timeline.answer(num_answered + number, 100.0, status=CUT)
+    return timeline
+
+
+def test_requests_that_a_level_did_not_wait_for_are_said_and_are_no_failures():
+    level = level_of(overloaded(20, 20), None, limit_s=100.0, health=healthy(num_dropped=1))
+
+    assert (level.unfinished, level.dropped, level.failed, level.is_saturated) == (20, 1, 0, True)
+    assert level.notes[-2:] == [
+        "1 request that could not be sent in time had to be dropped.",
+        "The latencies leave out 20 requests that the level cancelled when it ended after 100 s.",
+    ]
+
+
+def test_requests_that_a_level_did_not_wait_for_meet_no_objective():
+    objectives = [Objective("e2e", 1.0)]
+
+    waited, ended = (
+        level_of(overloaded(20, 20), None, limit_s=100.0, is_cut=is_cut, objectives=objectives)
+        for is_cut in (True, False)
+    )
+
+    assert (waited.objective_share, ended.num_judged - ended.num_good) == (1.0, 20)
+
+
 def test_a_closed_loop_is_never_saturated():
     assert not level_of(closed_loop()).is_saturated
 
@@ -289,7 +319,7 @@ def test_a_generator_is_not_blamed_where_the_server_is_gone(status):
 
 
 def test_figures_are_a_flat_list_in_the_group_of_the_level():
-    figures = to_figures(level_of(closed_loop(), objectives=[Objective("ttft", 1.0)]))
+    figures = list(to_figures(level_of(closed_loop(), objectives=[Objective("ttft", 1.0)])))
 
     assert {figure.group for figure in figures} == {"level"}
     by_name = {figure.name: figure for figure in figures}

@@ -262,11 +262,11 @@ def test_another_http_status_ends_the_call(status, code):
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        (7, UNAVAILABLE, "the server reset the call: REFUSED_STREAM"),
-        (8, CANCELLED, "the server reset the call: CANCEL"),
-        (11, RESOURCE_EXHAUSTED, "the server reset the call: ENHANCE_YOUR_CALM"),
-        (2, INTERNAL, "the server reset the call: INTERNAL_ERROR"),
-        (99, INTERNAL, "the server reset the call: error 99"),
+        (7, UNAVAILABLE, "the server reset the request: REFUSED_STREAM"),
+        (8, CANCELLED, "the server reset the request: CANCEL"),
+        (11, RESOURCE_EXHAUSTED, "the server reset the request: ENHANCE_YOUR_CALM"),
+        (2, INTERNAL, "the server reset the request: INTERNAL_ERROR"),
+        (99, INTERNAL, "the server reset the request: error 99"),
     ],
 )
 def test_a_reset_ends_the_call(error, status, text):

@@ -7,7 +7,8 @@ import statistics
 
 import pytest
 
-from tgis_cli.bench.load.arrivals import Pacing, Process
+from tgis_cli.bench.load.arrivals import ArrivalProcess, Pacing
+from tgis_cli.bench.load.calls import Arrivals
 
 
 def intervals(pacing: Pacing, rate: float = 50.0) -> list[float]:
@@ -17,7 +18,7 @@ def intervals(pacing: Pacing, rate: float = 50.0) -> list[float]:
 
 
 def test_a_constant_rate_has_equal_intervals_and_the_calls_of_its_duration():
-    moments = Pacing(Process.CONSTANT, max_s=2.0).make_open(4.0, 0).due_s
+    moments = Pacing(ArrivalProcess.CONSTANT, max_s=2.0).make_open(4.0, 0).due_s
 
     assert moments == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75])
 
@@ -42,8 +43,8 @@ def test_the_same_seed_gives_the_same_moments():
 
 
 def test_whichever_limit_comes_first_ends_the_level():
-    assert len(Pacing(Process.CONSTANT, max_calls=3, max_s=10).make_open(10.0, 0).due_s or ()) == 3
-    assert len(Pacing(Process.CONSTANT, max_calls=300, max_s=1.0).make_open(10.0, 0).due_s or ()) == 10
+    assert len(Pacing(ArrivalProcess.CONSTANT, max_calls=3, max_s=10).make_open(10.0, 0).due_s or ()) == 3
+    assert len(Pacing(ArrivalProcess.CONSTANT, max_calls=300, max_s=1.0).make_open(10.0, 0).due_s or ()) == 10
 
 
 def test_a_trace_is_replayed_at_its_speed():
@@ -54,7 +55,7 @@ def test_a_trace_is_replayed_at_its_speed():
 
 def test_an_open_loop_knows_how_many_calls_it_has():
     assert Pacing(max_calls=50).make_open(2.0, 0).max_calls == 50
-    assert Pacing(Process.CONSTANT, max_s=1.0).make_open(10.0, 0).max_calls == 10
+    assert Pacing(ArrivalProcess.CONSTANT, max_s=1.0).make_open(10.0, 0).max_calls == 10
     assert Pacing().make_trace([0.0, 1.0, 4.0], 1.0).max_calls == 3
 
 
@@ -62,3 +63,17 @@ def test_a_closed_loop_passes_its_limits_on():
     arrivals = Pacing(max_calls=100, max_s=3.0).make_closed(8, 1)
 
     assert (arrivals.concurrency, arrivals.max_calls, arrivals.max_s, arrivals.due_s) == (8, 100, 3.0, None)
+    assert arrivals.limit_s is None
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "limit_s"),
+    [
+        (Pacing(max_s=10.0).make_open(2.0, 0), 70.0),
+        (Pacing(max_s=300.0).make_open(2.0, 0), 600.0),
+        (Pacing(ArrivalProcess.CONSTANT, max_calls=21).make_open(1.0, 0), 80.0),
+        (Pacing().make_trace([0.0, 100.0], 1.0), 200.0),
+    ],
+)
+def test_an_open_loop_waits_a_minute_for_answers_or_as_long_as_it_has_sent(arrivals: Arrivals, limit_s: float):
+    assert arrivals.limit_s == limit_s

@@ -10,6 +10,7 @@ import pytest
 
 from tgis_cli.bench.load.levels import (
     DEFAULT_BUDGET_S,
+    MAX_CONCURRENCY,
     MAX_RATES,
     RATE_RESOLUTION,
     DefaultLevels,
@@ -92,7 +93,7 @@ def test_a_sweep_ends_with_the_doubling_that_brings_no_more():
 
 
 def test_a_sweep_ends_at_its_limit():
-    assert streams(run(Sweep(max_concurrency=6), serve_up_to(100))) == [1, 2, 4, 6]
+    assert streams(run(Sweep(), serve_up_to(5000)))[-1] == MAX_CONCURRENCY
 
 
 def test_a_sweep_ends_where_the_server_refuses_calls():
@@ -201,3 +202,10 @@ def test_default_levels_that_would_take_too_long_are_left_out():
 
     assert streams(done) == [1]
     assert sum(one.took_s for one in done) < DEFAULT_BUDGET_S
+
+
+def test_each_default_level_ends_within_what_is_left_of_the_time():
+    done = run(DefaultLevels(5.0), serve_up_to(8, step_s=0.005))
+
+    left_s = [DEFAULT_BUDGET_S - sum(one.took_s for one in done[:number]) for number in range(3)]
+    assert [one.plan.limit_s for one in done] == left_s

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import threading
+from array import array
+
+import pytest
 
 from load_results import make_result
 from screens import Terminal
-from simulated_server import Tick
+from tgis_cli.bench.load import live as live_module
 from tgis_cli.bench.load.detail import Level, read_detail
 from tgis_cli.bench.load.levels import Plan
 from tgis_cli.bench.load.live import Live
+from tgis_cli.bench.load.orders import Totals
 from tgis_cli.terminal.status_line import LINE_S
 
 
@@ -23,11 +28,11 @@ class Clock:
         return self.now
 
 
-def tick(seconds: float, **more: object) -> Tick:
+def tick(seconds: float, **more: object) -> Totals:
     """Eight streams of 100 tokens per second in all, 20 of each call."""
     facts = {"sent": int(8 + seconds), "in_flight": 8, "completed": int(5 * seconds)}
-    samples = {"output_tokens": int(100 * seconds), "ttft_s": (0.04, 0.06), "itl_s": (0.01,)}
-    return Tick(**(facts | samples | more))  # type: ignore[arg-type]
+    samples = {"output_tokens": int(100 * seconds), "ttft_s": array("f", [0.04, 0.06]), "itl_s": array("f", [0.01])}
+    return Totals(**(facts | samples | more))  # type: ignore[arg-type]
 
 
 def test_a_terminal_shows_the_level_below_those_that_are_done_and_nothing_afterwards():
@@ -46,7 +51,7 @@ def test_a_terminal_shows_the_level_below_those_that_are_done_and_nothing_afterw
     screen = terminal.close()
 
     assert shown[0].startswith("1 stream")
-    assert shown[1] == "8 streams, 8 s left: 100 tokens/s, TTFT 60 ms (p95 60), ITL 10 ms (p95 10), 5 requests/s"
+    assert shown[1] == "8 streams, 8 s left: 100 tokens/s, TTFT 40 ms (p95 60), ITL 10 ms (p95 10), 5 requests/s"
     assert screen.lines == [""]
 
 
@@ -70,12 +75,34 @@ def test_elsewhere_there_is_a_line_every_ten_seconds_and_one_for_each_level():
     lines = show_elsewhere(*(0.25 * number for number in range(1, int(25 / 0.25))))
 
     assert [line.partition(",")[0] for line in lines[:-1]] == ["4 requests/s"] * 2
-    assert lines[0].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 60 ms")
+    assert lines[0].startswith("4 requests/s, 82 requests left: 100 tokens/s, 8 in flight, 3 failed, TTFT 40 ms")
     assert lines[-1].startswith("4 streams, ")
 
 
 def test_a_short_level_has_only_the_line_of_its_end():
     assert len(show_elsewhere(1.0, LINE_S - 1)) == 1
+
+
+class Watched(io.StringIO):
+    """Notes that something is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_written = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.is_written.set()
+        return super().write(text)
+
+
+def test_a_preparation_that_takes_long_is_shown_even_if_it_tells_nothing_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(live_module, "LINE_S", 0.01)
+    stream, clock = Watched(), Clock()
+    with Live(stream, {}, clock).doing("Making prompts"):
+        clock.now = 1.0
+        assert stream.is_written.wait(60)
+
+    assert stream.getvalue() == "Making prompts\n"
 
 
 def test_a_level_whose_calls_are_all_sent_is_finishing():

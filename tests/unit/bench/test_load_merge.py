@@ -57,7 +57,7 @@ def test_the_busiest_worker_decides_the_share_of_the_cpu():
         WorkerHealth(loop_lag_s=array("d", [0.2]), cpu_s=3.0, wall_s=4.0, num_tokens=20, num_queued=2, peak_bytes=6),
     ]
 
-    health = merge_health(parts, [make_columns((0, 101.0, []))], is_cut=False, reason="")
+    health = merge_health(parts, [make_columns((0, 101.0, []))])
 
     assert (health.workers, health.cpu_share, health.cpu_s) == (2, 0.75, 4.0)
     assert (health.num_tokens, health.num_queued) == (30, 3)
@@ -71,7 +71,7 @@ def test_a_call_without_a_connection_says_nothing_about_the_delay_of_sending():
     columns.sent_s[1] = nan
 
     records = merge_columns([columns], 100.0)
-    health = merge_health([WorkerHealth()], [columns], is_cut=False, reason="")
+    health = merge_health([WorkerHealth()], [columns])
 
     assert records.sent_s.tolist() == [0.0, 3.0]
     assert health.send_lag_s.tolist() == [0.0]

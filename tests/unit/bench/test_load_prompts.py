@@ -49,7 +49,7 @@ TOKENIZERS = [count_words, count_words_that_merge, count_bytes, count_with_a_fir
 
 
 def make_feed(count: Count = count_words, tokens: str = "12:40", **options: int) -> SyntheticFeed:
-    shape = CallShape(Parameters(), seed=options.pop("seed", 0), num_inputs=1)
+    shape = CallShape(Parameters(), seed=options.pop("seed", 0))
     return SyntheticFeed(
         shape, Vocabulary.find(ask(count)), Lengths.parse(tokens, "-"), Lengths.parse("5:9", "-"), **options
     )
@@ -145,7 +145,7 @@ def test_the_prompts_of_one_unary_call_are_counted_together():
     call = feed.make_call(2)
     texts = [one.text for one in pb.BatchedGenerationRequest.FromString(call.body).requests]
 
-    assert (call.is_streamed, call.num_inputs, call.input_tokens, call.output_tokens) == (False, 3, 30, 12)
+    assert (call.is_streamed, call.input_tokens, call.output_tokens) == (False, 30, 12)
     assert [count_words(text) for text in texts] == [10, 10, 10]
     assert len(set(texts)) == 3
 

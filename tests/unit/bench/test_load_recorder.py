@@ -19,7 +19,7 @@ def make_recorder() -> Recorder:
 
 
 def begin(recorder: Recorder, kind: type[RecordedCall] = StreamedCall, *, index: int = 7) -> RecordedCall:
-    call = kind(b"", Call(b"body", kind is not UnaryCall, 1, input_tokens=3, output_tokens=5), index, recorder)
+    call = kind(b"", Call(b"body", kind is not UnaryCall, input_tokens=3, output_tokens=5), index, recorder)
     recorder.begin(call, due=1.0)
     call.on_sent(1.25)
     return call
@@ -81,7 +81,7 @@ def test_the_first_explanation_of_each_status_is_kept():
 
 def test_a_call_that_was_never_sent_has_no_time_of_sending():
     recorder = make_recorder()
-    call = StreamedCall(b"", Call(b"", True, 1, 0, 0), 0, recorder)
+    call = StreamedCall(b"", Call(b"", True, 0, 0), 0, recorder)
     recorder.begin(call, due=1.0)
 
     call.on_end(UNAVAILABLE, "no connection", 2.5)

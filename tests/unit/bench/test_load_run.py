@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulated_server import FakeClient, SimulatedServer, Tick
+from simulated_server import FakeClient, SimulatedServer
 from tgis_cli.bench.load import run as run_module
 from tgis_cli.bench.load import stop_rules
 from tgis_cli.bench.load.calls import Arrivals
+from tgis_cli.bench.load.levels import DEFAULT_BUDGET_S, DEFAULT_WARMUP_S, DefaultLevels
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import LoadOptions
+from tgis_cli.bench.load.orders import Totals
 from tgis_cli.bench.load.records import GeneratorHealth, Records
 from tgis_cli.bench.load.run import measure_generator, run_load
 from tgis_cli.bench.load.target import Target
 from tgis_cli.bench.result import Result
 from tgis_cli.clients.parameters import Parameters
-from tgis_server.errors import UsageError
+from tgis_server.errors import GroupFailed, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +38,8 @@ def quick_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
 class RefusingServer(SimulatedServer):
     def run_level(self, arrivals: Arrivals, on_tick: Callable[[Any], None]) -> tuple[Records, GeneratorHealth]:
         records, health = super().run_level(arrivals, on_tick)
-        on_tick(Tick(sent=200))
-        on_tick(Tick(sent=400, failed=200))
+        on_tick(Totals(sent=200))
+        on_tick(Totals(sent=400, failed=200))
         status = np.full(len(records.index), 8)
         return dataclasses.replace(records, status=status, texts={8: "it is full"}), health
 
@@ -100,6 +102,12 @@ def test_a_duration_is_in_seconds(text: str):
     assert (options.pacing.max_s, options.given["duration"]) == (5.0, 5.0)
 
 
+def test_the_levels_of_a_run_without_options_are_as_long_with_prompts_of_a_file():
+    options = LoadOptions.from_flags({"prompts": "p.jsonl"}, Parameters())
+
+    assert (options.strategy, options.pacing.max_s) == (DefaultLevels(5.0), 5.0)
+
+
 def test_a_limit_on_requests_makes_a_high_rate_possible():
     LoadOptions.from_flags({"rate": "100000", "duration": 60, "requests": 1000}, Parameters())
 
@@ -117,7 +125,9 @@ def test_objectives_that_one_stream_cannot_hold_are_not_tried_at_rates():
     result = measure(SimulatedServer(), goodput="ttft<0.001ms", duration=5)
 
     assert titles(result) == ["1 stream"]
-    assert any("With a single stream, less than 95% of the requests meet ttft<0.001ms" in note for note in result.notes)
+    assert any(
+        "With a single stream, fewer than 95% of the requests meet ttft<0.001ms" in note for note in result.notes
+    )
 
 
 def test_a_search_that_runs_out_of_requests_says_so():
@@ -193,6 +203,46 @@ def test_a_stop_ends_the_run_after_its_level_and_marks_it():
     )
 
     assert (titles(result), result.is_cut, server.is_stopped) == (["1 stream", "8 streams"], True, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "limits"), [({}, [DEFAULT_WARMUP_S, DEFAULT_BUDGET_S]), ({"duration": 5}, [None] * 2)]
+)
+def test_only_a_run_without_options_limits_its_warm_up_and_its_levels(
+    flags: dict[str, Any], limits: list[float | None]
+):
+    server = SimulatedServer()
+
+    measure(server, **flags)
+
+    assert [arrivals.limit_s for arrivals in server.levels[:2]] == limits
+
+
+def test_a_failure_of_the_generator_keeps_the_levels_that_are_measured():
+    def fail(arrivals: Arrivals) -> None:
+        if arrivals.concurrency == 4:
+            raise GroupFailed("A worker is gone.")
+
+    result = measure(SimulatedServer(on_level=fail), concurrency="2,4,8", warmup=0)
+
+    assert (titles(result), result.is_cut) == (["2 streams"], True)
+    assert result.problems == ["4 streams: a worker is gone."]
+
+
+def test_a_failure_of_the_generator_in_the_first_level_is_one_of_the_command():
+    def fail(arrivals: Arrivals) -> None:
+        raise GroupFailed("A worker is gone.")
+
+    with pytest.raises(GroupFailed, match="A worker is gone"):
+        measure(SimulatedServer(on_level=fail), concurrency="2", warmup=0)
+
+
+def test_the_warm_up_shows_how_far_it_is_even_without_a_terminal():
+    stream, moments = io.StringIO(), itertools.count(step=11)
+
+    measure(SimulatedServer(), live=Live(stream, {}, lambda: float(next(moments))), concurrency="2", requests=2)
+
+    assert "Warming up with 2 requests: 2 completed, 40 tokens\n" in stream.getvalue()
 
 
 def test_a_server_that_refuses_every_call_ends_the_run_with_its_own_words(monkeypatch: pytest.MonkeyPatch):

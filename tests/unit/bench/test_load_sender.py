@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tgis_cli.bench.http2.client import OK, UNAVAILABLE
+from tgis_cli.bench.load import sender as sender_module
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.columns import CUT, Columns
 from tgis_cli.bench.load.orders import split
@@ -163,10 +164,42 @@ def test_a_cut_level_cancels_what_is_in_flight_and_forgets_what_was_not_sent():
         channel.calls[0].on_end(OK, "", monotonic())
         sender.cut()
         await sender.done
-        assert channel.cancelled == [1, 2]
+        assert sorted(channel.cancelled) == [1, 2]
         assert list(sender.recorder.columns.index) == [0, 1]
         assert list(sender.recorder.columns.status) == [OK, CUT]
         assert sender.recorder.columns.texts == {}
+
+    run(test)
+
+
+def test_at_its_limit_a_level_cancels_what_is_in_flight():
+    async def test() -> None:
+        _, columns = await run_level(Arrivals(concurrency=2, limit_s=0.01), Channel())
+        assert list(columns.status) == [CUT, CUT]
+
+    run(test)
+
+
+def test_an_open_loop_drops_what_it_could_not_send_in_its_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sender_module, "LATE_S", 0.0)
+
+    async def test() -> None:
+        channel = Channel(has_connection=False)
+        sender = make_sender(Arrivals(due_s=(0.0, 0.001, 0.002), max_s=0.01), channel)
+        sender.start(monotonic())
+        await sender.done
+        assert (sender.recorder.num_dropped, len(sender.recorder.columns.index)) == (3, 0)
+
+    run(test)
+
+
+def test_a_schedule_that_is_late_at_the_end_of_its_time_is_dropped_but_not_what_is_still_to_come():
+    async def test() -> None:
+        sender = make_sender(Arrivals(due_s=(0.0, 0.0, 0.0, 3600.0)), Channel())
+        sender.start(monotonic())
+        sender.cut()
+        await sender.done
+        assert sender.recorder.num_dropped == 3
 
     run(test)
 

@@ -108,7 +108,7 @@ def test_a_result_cannot_replace_the_prompts(tmp_path: Path):
     (tmp_path / "same.json").hardlink_to(tmp_path / "prompts.jsonl")
 
     with pytest.raises(UsageError, match="--json would replace the file of --prompts"):
-        Outputs(json=str(tmp_path / "same.json")).check(str(tmp_path / "prompts.jsonl"))
+        Outputs(json=str(tmp_path / "same.json")).check({"--prompts": str(tmp_path / "prompts.jsonl")})
 
 
 def test_an_empty_name_is_refused_as_such():

@@ -8,7 +8,7 @@ import pytest
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.figures import make_level
 from tgis_cli.bench.result import Estimate
-from tgis_cli.bench.statistics.rates import NUM_BATCHES, estimate_rate, spread
+from tgis_cli.bench.statistics.rates import NUM_PARTS, estimate_rate, spread
 from timelines import Timeline, closed_loop, healthy
 
 RATE = 10.0
@@ -19,7 +19,7 @@ RUNS = 300
 def estimate_poisson(rng: np.random.Generator, call_s: float, told_s: float) -> Estimate:
     """The rate of calls that come at random; they were already coming long before the window."""
     starts = np.cumsum(rng.exponential(1 / RATE, int(1.5 * RATE * (WINDOW_S + 40)))) - 40
-    edges = np.linspace(0, WINDOW_S, NUM_BATCHES + 1)
+    edges = np.linspace(0, WINDOW_S, NUM_PARTS + 1)
     amounts = spread(starts, starts + call_s * rng.lognormal(-0.08, 0.4, len(starts)), edges)
     return estimate_rate(amounts, edges[1], 100, call_s=told_s)
 
@@ -40,8 +40,8 @@ def test_without_the_duration_of_calls_the_truth_would_often_be_missed():
 
 
 def test_calls_that_are_too_long_for_four_batches_have_a_rate_without_an_interval():
-    assert estimate_rate(np.full(NUM_BATCHES, 2.0), 1.0, 100, call_s=1.6) == Estimate(2.0)
-    assert estimate_rate(np.full(NUM_BATCHES, 2.0), 1.0, 100, call_s=1.5) == Estimate(2.0, 2.0, 2.0)
+    assert estimate_rate(np.full(NUM_PARTS, 2.0), 1.0, 100, call_s=1.6) == Estimate(2.0)
+    assert estimate_rate(np.full(NUM_PARTS, 2.0), 1.0, 100, call_s=1.5) == Estimate(2.0, 2.0, 2.0)
 
 
 def test_long_calls_leave_the_tokens_of_a_closed_loop_their_interval():

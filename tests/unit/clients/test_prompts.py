@@ -42,8 +42,8 @@ def test_words_are_joined_and_a_dash_is_standard_input(words: list[str], data: b
 @pytest.mark.parametrize(
     ("words", "data", "sentence"),
     [
-        ([], b"", "Standard input is empty: pipe a text in"),
-        (["-"], b" \n\n", "Standard input is empty: pipe a text in"),
+        ([], b"", "Standard input is empty: pipe text in"),
+        (["-"], b" \n\n", "Standard input is empty: pipe text in"),
         ([], b"caf\xe9", "Standard input is not UTF-8 at byte 3: convert it"),
         (["-", "-"], b"x", "- is given 2 times"),
         (["caf\udce9"], b"", "The text is not UTF-8"),

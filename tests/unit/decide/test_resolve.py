@@ -10,7 +10,7 @@ import pytest
 
 from tgis_cli.decide.resolve import Resolved, resolve
 from tgis_cli.machine import Cpu, Gpu, Machine
-from tgis_cli.model_files import DEMO_MODEL_DIR, find_model_dir
+from tgis_cli.model_files import DEMO_MODEL_DIR, find_model, find_model_dir, suggest_demo
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.options import load_config
 
@@ -114,6 +114,20 @@ def test_the_demo_model_has_a_name_that_a_directory_takes_from_it(
     assert (named.run.model_dir, named.run.label) == (DEMO_MODEL_DIR, "demo model")
     own = resolve_with(model_name="demo")
     assert (own.run.model_dir, own.run.label) == (Path("demo").resolve(), "")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("dmeo", " Did you mean demo?"), ("demo", ""), ("org/dmeo", ""), ("llama", "")]
+)
+def test_only_a_name_that_is_close_to_that_of_the_demo_model_suggests_it(name: str, hint: str):
+    assert suggest_demo(name) == hint
+
+
+def test_an_incomplete_download_is_not_taken_for_a_misspelt_demo(cache: Path):
+    (cache / "models--dem").mkdir()
+
+    with pytest.raises(ModelError, match=r"downloads it\.$"):
+        find_model("dem", None, cache)
 
 
 def test_a_directory_without_a_config_is_named(tmp_path: Path, cache: Path):

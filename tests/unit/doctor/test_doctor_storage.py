@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from tgis_cli.doctor.storage import (
     check_user,
 )
 from tgis_cli.doctor.verdict import Host
-from tgis_cli.runs.run_dir import locked
+from tgis_cli.runs.run_dir import RunDirLock
 
 # -- the run directory
 
@@ -122,15 +123,31 @@ def test_running_servers_and_failed_runs_are_listed(tmp_path: Path):
     starting, running, broken = make_run(elsewhere), make_run(elsewhere, ready={"grpc_port": 41000}), make_run(tmp_path)
     (broken / "errors/cause.txt").write_text("shard-0 was killed.\n")
 
-    with locked(starting), locked(running):
+    with RunDirLock.take(starting), RunDirLock.take(running):
         host = with_process(tmp_path / "root", starting, running)
         verdicts = judge(check_runs, make_subject(run_dir=str(tmp_path), host=host))
 
     assert sorted(verdicts) == [
-        ("ok", f"1 failed run left a directory, the latest {broken}: shard-0 was killed."),
+        ("ok", f"1 failed run left a directory, the latest {broken}: shard-0 was killed. `rm -r {broken}` removes it."),
         ("ok", f"A server is running: org/name at 127.0.0.1:41000, in {running}."),
         ("ok", f"A server is starting: org/name at 127.0.0.1:8033, in {starting}."),
     ]
+
+
+def test_the_directories_of_failed_runs_are_removed_by_the_command_that_is_shown(tmp_path: Path):
+    parent = tmp_path / "two words"
+    parent.mkdir()
+    for _ in range(2):
+        (make_run(parent) / "errors/cause.txt").write_text("shard-0 was killed.\n")
+    running = make_run(parent)
+
+    with RunDirLock.take(running):
+        [verdict] = check_runs(make_subject(run_dir=str(parent), host=Host(root=tmp_path)))
+        command, end = verdict.fix.split("`")[1:]
+        subprocess.run(command, shell=True, check=True)
+
+    assert end == " removes them."
+    assert list(parent.iterdir()) == [running]
 
 
 def with_process(root: Path, *held: Path) -> Host:

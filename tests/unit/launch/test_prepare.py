@@ -22,6 +22,7 @@ import pytest
 
 from tgis_cli.launch import prepare
 from tgis_cli.launch.forked_work import Activity, Forked, Place
+from tgis_cli.runs.run_dir import RunDirLock
 from tgis_server.errors import GroupFailed, ModelError
 from tgis_server.host.ports import listen
 from tgis_server.options import load_config
@@ -151,9 +152,10 @@ def survey(pipe: Path, patch: pytest.MonkeyPatch, ask: Callable[[int], None], **
     patch.setattr(prepare, "FIRST_LINE_S", 0.3)
 
     async def run() -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(prepare.survey_patiently(loaded, {}, pipe.parent))
-            await asyncio.to_thread(ask, port)
+        with RunDirLock.take(pipe.parent) as lock:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(prepare.survey_patiently(loaded, {}, lock))
+                await asyncio.to_thread(ask, port)
 
     asyncio.run(run())
 
@@ -202,10 +204,10 @@ def test_hanging_storage_is_reported_promptly_and_ends_the_start_in_time(
     assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []  # its end may come after the error
 
 
-def test_a_port_in_use_does_not_stop_the_survey(monkeypatch: pytest.MonkeyPatch):
-    with listen("127.0.0.1", 0, "--port") as taken:
+def test_a_port_in_use_does_not_stop_the_survey(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with listen("127.0.0.1", 0, "--port") as taken, RunDirLock.take(tmp_path) as lock:
         loaded = load_config({"host": "127.0.0.1", "port": str(taken.getsockname()[1])}, {})
         monkeypatch.setattr(prepare, "survey", lambda *_: time.sleep(0.5) or "examined")
         monkeypatch.setattr(prepare, "PROBES_AFTER_S", 0.0)
 
-        assert asyncio.run(prepare.survey_patiently(loaded, {}, Path())) == "examined"
+        assert asyncio.run(prepare.survey_patiently(loaded, {}, lock)) == "examined"

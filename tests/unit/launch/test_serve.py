@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from test_supervisor_progress import make_run
+from tgis_cli.launch.prepare import Prepared
 from tgis_cli.launch.restarts import RestartPolicy
 from tgis_cli.launch.serve import Launch
+from tgis_cli.runs.run_dir import RunDirLock
 from tgis_cli.supervisor.supervisor import Outcome
 from tgis_server.options import load_config
 
@@ -33,7 +35,8 @@ def test_a_failure_while_stopping_is_final_and_nothing_is_said_of_restarts(
             return Outcome(5, "The drain hung.")
 
         monkeypatch.setattr(launch, "_supervise_once", fail_while_stopping)
-        return await launch.supervise(make_run(run_dir=tmp_path), contextlib.ExitStack())
+        prepared = Prepared(None, make_run(run_dir=tmp_path), RunDirLock.take(tmp_path))  # type: ignore[arg-type]
+        return await launch.supervise(prepared, contextlib.ExitStack())
 
     assert asyncio.run(supervise()) == Outcome(5, "The drain hung.")
     assert caplog.messages == []

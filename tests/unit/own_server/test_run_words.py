@@ -65,6 +65,7 @@ def test_a_word_that_is_no_model_may_have_been_meant_as_a_text(tmp_path: Path, m
     assert explain_word("Once", ["upon"], "No.") == "No. If Once begins the text, quote the whole text."
     pipe_it = "There is no model Hello; if that is the text, pipe it in: echo Hello | tgis run."
     assert explain_word("Hello", [], "No.") == pipe_it
+    assert explain_word("dmeo", [], "No.").startswith("There is no model dmeo; did you mean demo? If that is the text,")
     others = (None, "org/model", "gpt2", "gpt", str(tmp_path))
     assert [explain_word(model, [], "No.") for model in others] == ["No."] * 5
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from tgis_server.options import ServeConfig, load_config
-from tgis_server.run import Run
+from tgis_server.run import Run, save_unresolved
 
 RUN = Run(
     config=ServeConfig(tls_cert_path=Path("c"), tls_key_path=Path("k"), fault=None),
@@ -31,6 +32,17 @@ def test_a_run_is_read_back_as_it_was_saved(tmp_path: Path):
     run.save()
 
     assert Run.read(run.file, {}) == run
+
+
+def test_who_reads_the_file_while_it_is_replaced_gets_a_whole_one(tmp_path: Path):
+    save_unresolved(tmp_path, ServeConfig(model_name="org/name"))
+
+    with (tmp_path / "serve.json").open() as opened:
+        replace(RUN, run_dir=tmp_path).save()
+        before = json.load(opened)
+
+    assert (before["model_id"], before["num_shard"]) == ("org/name", 0)
+    assert [file.name for file in tmp_path.iterdir()] == ["serve.json"]
 
 
 def test_credentials_in_a_url_are_neither_shown_nor_written(tmp_path: Path):

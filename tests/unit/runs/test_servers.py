@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from running import make_run
+from running import make_run, make_running
 from tgis_cli.clients.server_status import ask
 from tgis_cli.clients.stopping import stop_servers
 from tgis_cli.runs.memory import measure_memory
-from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, MAX_KEPT_RUNS, locked, make_run_dir, remove_leftovers
+from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, MAX_KEPT_RUNS, RunDirLock, make_run_dir, remove_leftovers
 from tgis_cli.runs.servers import (
     CAUSE_FILE,
     FRONTEND_SOCKET,
@@ -28,11 +28,13 @@ from tgis_cli.runs.servers import (
     USUAL_DRAIN_S,
     RunningServer,
     ServerTls,
+    find_at_port,
     find_model,
     find_running,
     find_server,
 )
-from tgis_server.options import options
+from tgis_server.options import load_config, options
+from tgis_server.run import save_unresolved
 from tgis_server.run.resolved_run import Run
 
 HOLDER = """
@@ -72,7 +74,7 @@ def hold() -> Iterator[Any]:
 def test_a_launcher_is_found_wherever_its_run_directory_is(tmp_path: Path):
     run_dir = make_run(tmp_path, ready={"grpc_port": 41000, "http_port": 42000, "pids": {"frontend": 7}})
 
-    with locked(run_dir):
+    with RunDirLock.take(run_dir):
         [server] = find_here()
 
     assert (server.model, server.run_dir, server.has_been_ready) == ("org/name", str(run_dir), True)
@@ -84,7 +86,7 @@ def test_a_launcher_is_found_wherever_its_run_directory_is(tmp_path: Path):
 
 
 def test_a_server_that_starts_is_known_by_its_options(tmp_path: Path):
-    with locked(make_run(tmp_path, host="::", shard_uds_path="/tmp/uds", tls_cert_path="cert.pem")):
+    with RunDirLock.take(make_run(tmp_path, host="::", shard_uds_path="/tmp/uds", tls_cert_path="cert.pem")):
         [server] = find_here()
 
     assert (server.has_been_ready, server.grpc, server.http) == (False, "[::1]:8033", None)
@@ -92,11 +94,47 @@ def test_a_server_that_starts_is_known_by_its_options(tmp_path: Path):
     assert server.tls == ServerTls(Path.cwd() / "cert.pem", (), demands_client_certificate=False)
 
 
+def test_a_launcher_that_still_looks_at_its_model_is_known_by_its_options(tmp_path: Path):
+    run_dir = make_run_dir(tmp_path)
+    save_unresolved(
+        run_dir, load_config({"model_name": "org/name", "grpc_port": "9000", "rehearse": "true"}, {}).config
+    )
+
+    with RunDirLock.take(run_dir):
+        [server] = find_here()
+        status = ask(server)
+
+    assert (server.title, server.grpc_port, server.is_looking) == ("org/name (rehearsal)", 9000, True)
+    assert str(status) == "starting: looking at the machine and the model"
+
+
+@pytest.mark.parametrize(("shift", "is_found"), [(0, False), (1, True)])
+def test_a_launcher_does_not_take_itself_for_the_server_at_its_port(
+    tmp_path: Path, shift: int, is_found: bool, monkeypatch: pytest.MonkeyPatch
+):
+    run_dir, pid = make_run(tmp_path, grpc_port=9000), os.getpid()
+
+    with RunDirLock.take(run_dir):
+        server = find_server(pid)
+        monkeypatch.setattr("tgis_cli.runs.servers.find_running", lambda: [server])
+        monkeypatch.setattr("os.getpid", lambda: pid + shift)
+
+        assert (find_at_port(9000) is not None) == is_found
+
+
+def test_a_launcher_that_still_looks_at_its_model_has_a_port_only_if_it_listens_itself(monkeypatch: pytest.MonkeyPatch):
+    looking = make_running(has_been_ready=False, shard_sockets=(), pids={})
+    monkeypatch.setattr("tgis_cli.runs.servers.find_running", lambda: [looking])
+
+    assert find_at_port(3000, looking.pid) == looking
+    assert find_at_port(3000, looking.pid + 1) is None
+
+
 def test_the_facts_of_tls_come_from_the_ready_server(tmp_path: Path):
     tls = {"certificate": "/tls/cert.pem", "names": ["a", "b"], "demands_client_certificate": True}
     options = {"tls_cert_path": "cert.pem", "tls_client_ca_cert_path": "ca.pem", "http_tls": "mutual"}
 
-    with locked(make_run(tmp_path, ready={"tls": tls, "http_port": 1}, **options)):
+    with RunDirLock.take(make_run(tmp_path, ready={"tls": tls, "http_port": 1}, **options)):
         [server] = find_here()
 
     assert server.tls == ServerTls(Path("/tls/cert.pem"), ("a", "b"), demands_client_certificate=True)
@@ -180,7 +218,7 @@ def test_a_locked_directory_with_other_files_is_no_server(tmp_path: Path, text: 
     run_dir = make_run_dir(tmp_path)
     (run_dir / "serve.json").write_text(text, encoding="latin-1")
 
-    with locked(run_dir):
+    with RunDirLock.take(run_dir):
         assert find_here() == []
 
 
@@ -200,7 +238,7 @@ def test_a_launcher_of_another_version_is_found_and_can_be_stopped(tmp_path: Pat
 
 @pytest.mark.parametrize("ready", [[], {"grpc_port": "8033"}, {"tls": {"names": "a"}}, {"pids": None}])
 def test_so_is_one_whose_ready_file_has_other_fields(tmp_path: Path, ready: Any):
-    with locked(make_run(tmp_path, ready=ready)):
+    with RunDirLock.take(make_run(tmp_path, ready=ready)):
         [server] = find_here()
 
     assert server.is_of_another_version
@@ -209,7 +247,7 @@ def test_so_is_one_whose_ready_file_has_other_fields(tmp_path: Path, ready: Any)
 def test_a_directory_with_another_name_is_no_run(tmp_path: Path):
     run_dir = make_run(tmp_path).rename(tmp_path / "other")
 
-    with locked(run_dir):
+    with RunDirLock.take(run_dir):
         assert find_here() == []
 
 
@@ -248,7 +286,7 @@ def test_a_stopped_launcher_is_frozen(tmp_path: Path, hold: Any):
 
 
 def test_people_name_a_server_by_model_port_address_or_pid(tmp_path: Path):
-    with locked(make_run(tmp_path)):
+    with RunDirLock.take(make_run(tmp_path)):
         [server] = find_here()
 
     assert server.names == {"org/name", "name", "8033", "127.0.0.1:8033", str(os.getpid())}

@@ -13,7 +13,8 @@ import pytest
 
 from tgis_cli.launch import prepare, restarts
 from tgis_cli.launch.restarts import RestartPolicy
-from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, locked, make_run_dir, remove_leftovers
+from tgis_cli.runs.run_dir import MAX_FAILED_RUNS, RunDirLock, make_run_dir, remove_leftovers
+from tgis_cli.runs.servers import find_running
 from tgis_cli.supervisor.timeline import PhaseTime, Timeline
 from tgis_cli.supervisor.watching import describe_drain
 from tgis_server.errors import GroupFailed, UsageError
@@ -70,25 +71,25 @@ def test_giving_up_is_logged_only_for_a_failure_after_a_restart(
 def test_a_failed_preparation_is_retried_as_the_policy_says(
     max_restarts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    attempts: list[int] = []
+    attempts: list[Path] = []
 
-    async def prepare_third_time(loaded: object, environ: object, phases: object, undo: ExitStack) -> str:
-        attempts.append(len(attempts))
-        undo.callback((tmp_path / str(len(attempts))).touch)
+    async def prepare_third_time(loaded: object, environ: object, phases: object, lock: RunDirLock) -> str:
+        attempts.append(lock.run_dir)
         if len(attempts) < 3:
             raise GroupFailed("storage hangs")
         return "prepared"
 
     monkeypatch.setattr(prepare, "prepare", prepare_third_time)
     monkeypatch.setattr(restarts, "FIRST_DELAY_S", 0.0)
-    loaded, policy = load_config({}, {}), RestartPolicy("on-failure", max_restarts)
+    loaded, policy = load_config({"run_dir": str(tmp_path)}, {}), RestartPolicy("on-failure", max_restarts)
 
     with ExitStack() as undo:
         prepared = attempt(lambda: asyncio.run(prepare.prepare_or_retry(loaded, {}, [], undo, policy)))
-        undo.pop_all()
+        [server] = [each for each in find_running() if each.pid == os.getpid()]  # as during the attempts
 
     assert prepared == {1: "storage hangs", 3: "prepared"}[max_restarts]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # only the failed attempts are undone
+    assert {str(path) for path in attempts} == {server.run_dir}
+    assert list(tmp_path.iterdir()) == []
 
 
 def attempt(work: Callable[[], object]) -> object:
@@ -121,7 +122,7 @@ def test_the_directory_of_a_killed_launcher_is_removed(tmp_path: Path):
 def test_the_directory_of_a_running_launcher_stays(tmp_path: Path):
     run_dir = make_left_run(tmp_path)
 
-    with locked(run_dir):
+    with RunDirLock.take(run_dir):
         assert remove_leftovers(tmp_path) == []
 
 

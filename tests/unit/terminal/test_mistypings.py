@@ -120,6 +120,8 @@ ARGUMENTS = [
 NAMES = [
     ("launch org/smal", "or use org/small, which the cache has."),
     ("launch small", "or use org/small, which the cache has."),
+    ("launch dmeo", "`tgis download-weights dmeo` first. Did you mean demo?"),
+    ("tokenize hi --model Demo", "Did you mean demo?"),
     ("models rm org/smal -y", "did you mean org/small?"),
 ]
 
@@ -135,7 +137,7 @@ def test_a_mistyped_line_is_explained_in_one_sentence(line: str, sentence: str, 
 
 
 @pytest.mark.parametrize(("line", "sentence"), NAMES)
-def test_a_mistyped_model_is_found_in_the_cache(line: str, sentence: str, cache: Path) -> None:
+def test_a_mistyped_model_is_explained_by_those_that_exist(line: str, sentence: str, cache: Path) -> None:
     result = type_line(line, cache)
 
     assert result.returncode == 3

@@ -8,7 +8,7 @@ import pytest
 
 from tgis_cli.top.glance import Glance, Latency
 from tgis_cli.top.page import Style, crop, draw_graph, make_page
-from tgis_cli.top.processes import Process
+from tgis_cli.top.processes import ServerProcess
 from tgis_cli.top.window import Point
 from tgis_server.words.layout import count_columns
 
@@ -37,7 +37,7 @@ BUSY = Glance(
     prefix_hit_share=0.25,
     preemptions=3,
     failures={"cancelled": 2, "conc_limit": 1},
-    processes=[Process(name, 100 + number, 1 << 30, 0.5) for number, name in enumerate(NAMES)],
+    processes=[ServerProcess(name, 100 + number, 1 << 30, 0.5) for number, name in enumerate(NAMES)],
     history=[Point(1.0, float(number), 0.0, 31, 7, 0.62) for number in range(200)],
 )
 GRAPHS = Style(has_graphs=True)

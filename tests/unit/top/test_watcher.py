@@ -23,11 +23,11 @@ LIVE = {"status": "serving", "model": "org/name", "mode": "", "grpc_port": 8033,
 
 
 class PlayedSource(MetricsSource):
-    """Answers with what comes next; ``None``: the server is gone."""
+    """Answers with what comes next; a text: why there are no metrics; ``None``: the server is gone."""
 
     __slots__ = ("answers", "facts")
 
-    def __init__(self, answers: Sequence[Scrape | None], facts: dict[str, Any]) -> None:
+    def __init__(self, answers: Sequence[Scrape | str | None], facts: dict[str, Any]) -> None:
         super().__init__(ADDRESS, None)
         object.__setattr__(self, "answers", list(answers))
         object.__setattr__(self, "facts", facts)
@@ -35,6 +35,8 @@ class PlayedSource(MetricsSource):
     def scrape(self) -> Scrape:
         answer = self.answers.pop(0)
         assert answer is not None, "the probe comes first"
+        if isinstance(answer, str):
+            raise Unavailable(answer)
         return answer
 
     def read_health(self, probe: str) -> dict[str, Any]:
@@ -44,7 +46,7 @@ class PlayedSource(MetricsSource):
         return {"error": "The model is still loading."} if probe == "ready" else dict(self.facts)
 
 
-def look(*answers: Scrape | None, facts: dict[str, Any] = LIVE) -> list[Glance]:
+def look(*answers: Scrape | str | None, facts: dict[str, Any] = LIVE) -> list[Glance]:
     watcher = Watcher(Connection(), PlayedSource(answers, facts), Processes(None))
     return [watcher.look() for _ in answers]
 
@@ -111,6 +113,13 @@ def test_a_server_that_is_not_ready_says_why():
     glance = look(scrape(make_metrics()), facts=LIVE | {"status": "starting"})[0]
 
     assert (glance.state, glance.reason) == ("starting", "The model is still loading.")
+
+
+def test_a_ready_server_whose_metrics_cannot_be_read_says_why():
+    failed, after = look("No answer from h:3000 within 2 s.", scrape(make_metrics()))
+
+    assert (failed.state, failed.reason, failed.running) == ("ready", "No answer from h:3000 within 2 s.", None)
+    assert (after.state, after.reason, after.running) == ("ready", "", 0)
 
 
 def test_a_failed_server_says_why():

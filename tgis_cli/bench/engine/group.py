@@ -105,7 +105,7 @@ class Group:
     def _check(self) -> None:
         """
         Raises:
-            TgisError: a process has ended that should not have.
+            TgisError: a process has ended too early.
         """
         leader, *followers = self._processes.values()
         self._oom.sample({name: process.pid for name, process in self._processes.items()})
@@ -113,7 +113,7 @@ class Group:
             raise self._explain()
 
     def _wait(self) -> None:
-        """Wait for the ends of all processes, the leader's having been announced.
+        """Wait until all processes have ended; the leader has closed its pipe.
 
         Raises:
             TgisError: one of them has failed.
@@ -133,7 +133,7 @@ class Group:
         exits = [
             Exit(name, status, ended_at, self._read_tail(name), str(self._log(name)))
             for name, process in self._processes.items()
-            if (status := process.poll())  # those that have ended in order are no cause
+            if (status := process.poll())  # those that ended normally are not the cause
         ]
         records = read_records(self.run.errors_dir)
         cause = find_cause(exits, records, self._oom.evidence(), num_shard=self.run.num_shard)

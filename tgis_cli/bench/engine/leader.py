@@ -1,8 +1,7 @@
 """The leader of a benchmark's shards: ``python -m tgis_cli.bench.engine.leader`` with the options of a child.
 
-It lives like shard 0 of a server (``tgis_server.child``), and its followers are those of a server. What it measures it
-writes as lines of JSON to the pipe ``--report``, of which each has an ``event``: "phase", "facts", "left_out", "begun"
-or "times".
+It runs like shard 0 of a server (``tgis_server.child``), and its followers are a server's. It writes what it measures
+to the pipe ``--report``, as lines of JSON. Each has an ``event``: "phase", "facts", "left_out", "begun" or "times".
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def lead(run: Run, report: Report, plan: Plan, num_profiled: int) -> None:
     """Load, wait for the followers, and measure.
 
     Raises:
-        TgisError: with one sentence that explains why the shard cannot continue.
+        TgisError: the shard cannot continue; the sentence says why.
     """
     num_followers = run.num_shard - 1
     followers = PlanPublisher(Endpoint.unix(run.plan_socket), num_followers, run.config.step_timeout)

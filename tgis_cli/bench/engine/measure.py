@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import statistics
@@ -14,11 +15,13 @@ from typing import Any
 
 from tgis_cli.bench.decided import decide, private_run_dir
 from tgis_cli.bench.engine.group import Group
-from tgis_cli.bench.engine.work import Cost, Measured, Plan, add_up, cost_of, list_works
+from tgis_cli.bench.engine.work import Cost, Measured, Plan, Work, add_up, cost_of, list_works
 from tgis_cli.bench.fingerprint import make_fingerprint
 from tgis_cli.bench.limits import Limits, best_of, read_limits
 from tgis_cli.bench.repeats import divide, make_figure
 from tgis_cli.bench.result import Figure, Result
+from tgis_cli.machine import Machine, probe_machine
+from tgis_cli.plan.fit import fit_shards
 from tgis_cli.supervisor.environment import child_environment
 from tgis_cli.terminal.status_line import LINE_S, StatusLine
 from tgis_cli.terminal.stop_signals import Stop
@@ -27,6 +30,7 @@ from tgis_server.errors import GroupFailed, UsageError
 from tgis_server.host.interpreter import make_command
 from tgis_server.options import LoadedConfig
 from tgis_server.run import Run
+from tgis_server.words.sizes import format_count
 
 HIGHEST_SHARE = 1.1  # small products can be a little faster than the large ones that the limit comes from
 
@@ -102,7 +106,9 @@ def measure_engine(
         decided = decide(loaded, environ, run_dir)
         if decided.summary.kind != "decoder":
             raise UsageError(f"{decided.run.model_id} is not a decoder: `tgis bench engine` measures only decoders.")
-        run = give_slots(decided.run, options)
+        machine = probe_machine(environ)
+        check_rows(decided.run, machine, decided.summary, options)
+        run = give_slots(decided.run, max(options.rows, default=1))
         run.save()
         limits = None
         if decided.summary.sizes and not options.num_profiled:
@@ -113,6 +119,7 @@ def measure_engine(
             model=decided.describe_model(),
             server=decided.given,
             run=asdict(options),
+            machine=machine,
             bandwidth=limits.bandwidth if limits else None,
         )
         findings = Findings()
@@ -155,10 +162,40 @@ def cleared(line: StatusLine) -> Iterator[None]:
         line.clear()
 
 
-def give_slots(run: Run, options: EngineOptions) -> Run:
+def give_slots(run: Run, num_rows: int) -> Run:
     """The run with a slot for each row."""
-    num_slots = max(run.config.max_batch_size, *options.rows)
-    return replace(run, config=replace(run.config, max_batch_size=num_slots))
+    return replace(run, config=replace(run.config, max_batch_size=max(run.config.max_batch_size, num_rows)))
+
+
+def check_rows(run: Run, machine: Machine, summary: ModelSummary, options: EngineOptions) -> None:
+    """Check that the KV cache will have room for all rows with the shortest context, before anything is loaded.
+
+    Raises:
+        UsageError: it will not; the sentence says for how many.
+    """
+    if run.config.skip_preflight or not (options.rows and options.contexts):
+        return
+    context, most = min(options.contexts), max(options.rows)
+
+    def is_too_much(num_rows: int) -> bool:
+        num_blocks = count_blocks(give_slots(run, num_rows), machine, summary)
+        return Work("decode", num_rows, context).num_blocks(run.config.kv_block_size) > num_blocks
+
+    if is_too_much(most):
+        room = bisect.bisect_left(range(1, most), True, key=is_too_much)
+        wrong = f"--rows is {most:,}" if room else f"--context is {context:,}"
+        rows = f"at most {format_count(room, 'row')}" if room else "no row"
+        raise UsageError(
+            f"{wrong}, but the KV cache has room for {rows} of {context:,} tokens: give a smaller number, or a larger "
+            "--kv-cache-memory."
+        )
+
+
+def count_blocks(run: Run, machine: Machine, summary: ModelSummary) -> int:
+    """The KV blocks that the engine will have."""
+    if summary.sizes is None:
+        return run.config.rehearse_kv_blocks
+    return fit_shards(run, machine, summary.sizes).num_blocks
 
 
 def measure_limits(run: Run, environ: Mapping[str, str]) -> Limits:
@@ -204,7 +241,7 @@ def make_figures(found: Iterable[Measured], step: StepWork | None, limits: Limit
 
 
 def doubt_limits(figures: Iterable[Figure]) -> Iterator[str]:
-    """Caches can beat the memory's bandwidth, but nothing the rate of matrix products."""
+    """Caches can be faster than the memory, but nothing is faster than the rate of matrix products."""
     if any(figure.name == "compute_share" and figure.estimate.value > HIGHEST_SHARE for figure in figures):
         yield (
             "Some figures exceed the measured limits of this machine: other processes used it while they were "
@@ -213,7 +250,7 @@ def doubt_limits(figures: Iterable[Figure]) -> Iterator[str]:
 
 
 def least_times(cost: Cost, limits: Limits, dtype: str) -> dict[str, float]:
-    """How long reading and computing take at the limits."""
+    """How long reading and computing take at least."""
     return {
         "memory_share": cost.read_bytes / limits.bandwidth.all_threads,
         "compute_share": cost.flops / limits.gemm_flops_per_s[dtype],

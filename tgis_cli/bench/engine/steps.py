@@ -58,7 +58,7 @@ class Stepper:
         return times
 
     def _run(self, plans: Iterable[StepPlan]) -> Iterator[float]:
-        """The time between the results of consecutive steps; that of the first starts with its plan.
+        """The time between the results of consecutive steps; that of the first counts from its plan.
 
         If the engine plans ahead, each step is launched before the previous one is collected.
         """

@@ -40,7 +40,7 @@ class Work:
 
     @property
     def length(self) -> int:
-        """The longest that its sequences become."""
+        """Tokens of its longest sequence."""
         return self.tokens + (MAX_STEPS if self.kind == "decode" else 0) + 1
 
     def num_blocks(self, block_size: int) -> int:
@@ -52,7 +52,7 @@ class Plan:
     """What is measured, and how often."""
 
     works: tuple[Work, ...]
-    rounds: int  # each measures every work once, so that a disturbance does not hit one of them alone
+    rounds: int  # each measures every work once, so that a disturbance does not affect only one of them
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -28,7 +28,7 @@ class NotConnectedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Endpoint:
     """Where to connect. It can be pickled once its files are read."""
 
     host: str
@@ -44,13 +44,11 @@ class Target:
 
 
 class Channel:
-    """
-    It gives up after several failures in a row; a connection that breaks before it has answered any call counts as one.
-    """
+    """It gives up after several failures in a row. A connection that breaks before it has answered anything counts."""
 
-    def __init__(self, target: Target, on_give_up: Callable[[str], None]) -> None:
+    def __init__(self, endpoint: Endpoint, on_give_up: Callable[[str], None]) -> None:
         self.num_queued = 0  # calls that found as many in flight as the server allows
-        self._target = target
+        self._endpoint = endpoint
         self._on_give_up = on_give_up
         self._connection: ClientConnection | None = None
         self._waiting: deque[ClientStream] = deque()
@@ -87,14 +85,14 @@ class Channel:
         self._send_waiting()
 
     async def _open(self, connection: ClientConnection) -> None:
-        host, files = self._target.host, self._target.files
+        host, files = self._endpoint.host, self._endpoint.files
         if files is not None and self._context is None:
             self._context = files.make_context()
             self._context.set_alpn_protocols(["h2"])
         transport, _ = await asyncio.get_running_loop().create_connection(
             lambda: connection,
             host,
-            self._target.port,
+            self._endpoint.port,
             ssl=self._context,
             server_hostname=(files.name or host) if files is not None else None,
         )
@@ -118,7 +116,7 @@ class Channel:
         self._send_waiting()
 
     def cancel(self, call: ClientStream) -> None:
-        """It hears nothing more."""
+        """Forget the call, which gets no status."""
         if call.id == 0:
             self._waiting.remove(call)
         elif call.connection is not None:

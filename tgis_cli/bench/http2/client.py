@@ -9,16 +9,16 @@ from time import monotonic
 from typing import Protocol, cast
 from urllib.parse import unquote_to_bytes
 
-from hpack import Encoder
-
 from tgis_cli.bench.http2.connection import Connection, Header, Stream
 from tgis_cli.bench.http2.frames import (
     CANCEL,
     END_HEADERS,
     HEADERS,
     MAX_ID,
+    NO_TABLE,
     PREFACE,
     REFUSED_STREAM,
+    encode_headers,
     make_frame,
     make_message,
     name_error,
@@ -41,7 +41,6 @@ STATUS_OF_HTTP = {
     504: UNAVAILABLE,
 }
 STATUS_OF_RESET = {REFUSED_STREAM: UNAVAILABLE, CANCEL: CANCELLED, 11: RESOURCE_EXHAUSTED, 12: PERMISSION_DENIED}
-NO_TABLE = b"\x20"  # sets the size of the encoder's dynamic table to 0, whatever the peer allows
 
 
 class ClientStream(Stream):
@@ -115,7 +114,7 @@ class ClientConnection(Connection):
         self.send(call, make_frame(HEADERS, END_HEADERS, call.id, block), body)
 
     def cancel(self, call: ClientStream) -> None:
-        """Tell the server; the call hears nothing more."""
+        """Tell the server; the call gets no status."""
         self.reset(call, CANCEL)
         call.connection = None
         self._close_if_idle()
@@ -144,7 +143,7 @@ class ClientConnection(Connection):
         self._end(stream, INTERNAL, "the server ended the answer without a status", at)
 
     def on_reset(self, stream: Stream, code: int, at: float) -> None:
-        self._end(stream, STATUS_OF_RESET.get(code, INTERNAL), f"the server reset the call: {name_error(code)}", at)
+        self._end(stream, STATUS_OF_RESET.get(code, INTERNAL), f"the server reset the request: {name_error(code)}", at)
 
     def on_bad_message(self, stream: Stream, reason: str, at: float) -> None:
         self._end(stream, INTERNAL, reason, at)
@@ -179,11 +178,8 @@ class ClientConnection(Connection):
 
 
 def make_block(path: str, authority: str, *, is_tls: bool) -> bytes:
-    """The header block of all calls of a method.
-
-    It does not use the dynamic table, so it is valid at any moment of any connection, and prepared only once.
-    """
-    headers = (
+    """The header block of all calls of a method."""
+    return encode_headers(
         (":method", "POST"),
         (":scheme", "https" if is_tls else "http"),
         (":path", path),
@@ -192,7 +188,6 @@ def make_block(path: str, authority: str, *, is_tls: bool) -> bytes:
         ("content-type", "application/grpc"),
         ("user-agent", "tgis-bench"),
     )
-    return Encoder().encode([(name, value, True) for name, value in headers])  # True: never in the table
 
 
 def read_status(headers: dict[bytes, bytes], http_status: int) -> tuple[int, str]:

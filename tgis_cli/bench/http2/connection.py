@@ -75,7 +75,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.id = 0  # as long as it has not begun
-        self.partial: bytearray | None = None  # the begin of a message whose rest is still to come
+        self.partial: bytearray | None = None  # the beginning of a message whose rest is still to come
         self.consumed = 0  # bytes received since the last grant
         self.send_window = 0
         self.unsent: memoryview | None = None  # of the body, for want of a window
@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
         self.has_settings = False  # of the peer
         self.send_window = FIRST_WINDOW
         self._transport: asyncio.Transport | None = None
-        self._rest = b""  # the begin of a frame
+        self._rest = b""  # the beginning of a frame
         self._consumed = 0
         self._decoder = Decoder()
         self._block: tuple[int, int, bytearray] | None = None  # stream, flags, and the parts so far

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from hpack import Encoder
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD_BYTES = 9
 MAX_FRAME = 16384  # the default, which we accept and announce
@@ -18,6 +20,8 @@ END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
 PADDED = 0x8
 HAS_PRIORITY = 0x20
+
+NO_TABLE = b"\x20"  # before a connection's first header block: the encoder's dynamic table has size 0
 
 ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 2, 3, 4, 5
 
@@ -59,6 +63,11 @@ def make_window_update(stream_id: int, num_bytes: int) -> bytes:
 
 def make_reset(stream_id: int, error: int) -> bytes:
     return make_frame(RST_STREAM, 0, stream_id, error.to_bytes(4))
+
+
+def encode_headers(*headers: tuple[str, str]) -> bytes:
+    """A header block that is valid at any moment of any connection, because it does not use the dynamic table."""
+    return Encoder().encode([(name, value, True) for name, value in headers])  # True: never in the table
 
 
 def make_message(body: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Whether the open loop that the options ask for can be made and shows something, before anything is sent."""
+"""Checks, before anything is sent, that an open loop has neither too many requests nor hardly any."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from tgis_cli.bench.load.arrivals import MAX_CALLS, Pacing
 from tgis_server.errors import UsageError
 
 MAX_LEVEL_S = 86_400.0  # a day: whoever asks for more has mistaken the unit
-MIN_BURSTINESS = 0.01  # below it, nearly all calls of a level come at one moment
+MIN_BURSTINESS = 0.01  # below it, nearly all requests of a level come at one moment
 
 
 def check_amount(rates: Iterable[float], pacing: Pacing) -> None:
     """
     Args:
-        rates: calls per second, of the levels.
+        rates: of the levels, in requests per second.
 
     Raises:
-        UsageError: a level would have too many calls, hardly any, or no end.
+        UsageError: a level would have too many requests or hardly any, or would last more than a day.
     """
     if pacing.burstiness < MIN_BURSTINESS:
         raise UsageError(f"--burstiness is {pacing.burstiness:g}, but must be at least {MIN_BURSTINESS}.")

@@ -1,9 +1,11 @@
-"""What a load sends: calls, made when they are needed, so that a long run does not hold them all."""
+"""The calls that a load sends, each made when it is needed, so that a long run does not hold them all in memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
+
+SERVICE = "/fmaas.GenerationService/"  # before the name of a method, in a path of HTTP/2
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +14,6 @@ class Call:
 
     body: bytes  # a serialized SingleGenerationRequest (streamed) or BatchedGenerationRequest
     is_streamed: bool
-    num_inputs: int  # 1 if streamed
     input_tokens: int  # asked for, over all inputs; 0 if not known
     output_tokens: int  # asked for, over all inputs; 0 if the model decides
 
@@ -33,6 +34,7 @@ class Arrivals:
 
     concurrency: int | None = None
     due_s: tuple[float, ...] | None = None  # seconds after the start of the level, ascending; one for each call
-    max_calls: int | None = None  # stop sending after so many
-    max_s: float | None = None  # stop sending after so many seconds; what is in flight is finished
+    max_calls: int | None = None  # stop sending after so many calls
+    max_s: float | None = None  # stop sending after so many seconds
+    limit_s: float | None = None  # after so many, cancel what is in flight; None: wait for it
     first_index: int = 0  # of the feed, so that levels and warm-up send different prompts

@@ -1,11 +1,11 @@
-"""What a worker has measured, as columns that cross the process border. Workers do without numpy, for a quick start."""
+"""What a worker has measured, as columns that it can send. Workers do without numpy, so that they start quickly."""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
 
-CUT = -1  # the status of a call that we ended because the run was cut
+CUT = -1  # the status of a call that the load generator itself has cancelled
 
 
 def ints() -> array[int]:
@@ -49,10 +49,11 @@ class WorkerHealth:
     wall_s: float = 0.0
     num_tokens: int = 0
     num_queued: int = 0
+    num_dropped: int = 0
     peak_bytes: int = 0
 
 
 def read_peak_bytes() -> int:
-    """The most memory that this process has had in RAM. Unlike getrusage, without that of the parent before exec."""
+    """The peak of this process's resident memory. That of getrusage would include the parent's, from before exec."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))

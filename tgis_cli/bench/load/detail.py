@@ -21,13 +21,13 @@ class Window:
 
 @dataclass(slots=True)
 class Distribution:
-    """Of one latency, in seconds, over the steady window."""
+    """One latency over the steady window, in seconds."""
 
     count: int
     mean: float
     minimum: float
     maximum: float
-    percentiles: dict[str, Estimate]  # "50", "90", "95", "99", "99.9"; too few samples: left out
+    percentiles: dict[str, Estimate]  # "50", "90", "95", "99", "99.9"; only those with enough samples
     edges: list[float] = field(default_factory=list)  # of a histogram with logarithmic bins; one more than its counts
     counts: list[int] = field(default_factory=list)
 
@@ -56,21 +56,21 @@ class Level:
     rate: float | None  # requests per second that were asked for
     is_streamed: bool
     whole: Window
-    steady: Window  # ramp-up and tail cut; figures are of this window
+    steady: Window  # without ramp-up and tail; the figures are those of this window
     sent: int
     completed: int  # in the steady window
     failed: int  # over the whole level
     failures: dict[str, int]  # gRPC status -> calls
     failure_texts: dict[str, str]  # gRPC status -> the server's explanation of the first
     wrong_counts: int  # answers whose numbers of tokens are not what was asked for
-    is_cut: bool
+    is_cut: bool  # the run was ended during the level
     is_saturated: bool  # the server did not keep up with the rate
     requests_per_s: Estimate
     output_tokens_per_s: Estimate
     total_tokens_per_s: Estimate
     whole_output_tokens_per_s: float  # of the whole level, ramp-up and tail included
     latencies: dict[str, Distribution]  # ttft, itl, tpot, e2e; of open loops also ttft_intended, e2e_intended
-    num_judged: int  # requests of the steady window that could meet the objectives, failed ones too; 0 without any
+    num_judged: int  # requests that should have met the objectives: those of the steady window, and all unserved ones
     num_good: int  # of these: answered, and they met all
     generator: dict[str, Any]  # workers, send_lag_p99_s, loop_lag_p99_s, cpu_share, cpu_us_per_token, ...
     server: dict[str, Any] | None  # differences of /metrics over the level; None without it
@@ -79,6 +79,8 @@ class Level:
     waterfall: list[dict[str, Any]]  # at most 200 calls: due_s, sent_s, first_s, end_s, status, output_tokens
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unfinished: int = 0  # requests that were cancelled because the level had reached its limit of time
+    dropped: int = 0  # requests that were due, but could not be sent in time; not in ``sent``
 
     @property
     def objective_share(self) -> float | None:
@@ -87,7 +89,7 @@ class Level:
 
     @property
     def is_short(self) -> bool:
-        """It has no steady state, so that its figures are of the whole level."""
+        """It has no steady state, so its figures are those of the whole level."""
         return self.steady == self.whole
 
 
@@ -101,7 +103,7 @@ class LoadDetail:
 
 
 def read_detail(facts: Mapping[str, Any]) -> LoadDetail:
-    """The details of a load result that was read from JSON, where null stands for a number that is none.
+    """The details of a load result that was read from JSON, where null stands for a number that is not finite.
 
     Raises:
         UsageError: parts are missing.

@@ -12,13 +12,13 @@ from tgis_cli.bench.load.shapes import Lengths
 from tgis_cli.clients.parameters import Parameters
 from tgis_server.wire import generation_pb2 as pb
 
-SALT_SHIFT = 40  # numbers of prompts are below this power of two, unless batches are huge
-MIX = 0x9E3779B97F4A7C15  # so large that no index reaches the numbers of another seed
+SALT_SHIFT = 40  # bits for the number of a prompt; only huge batches exceed them
+MIX = 0x9E3779B97F4A7C15  # so large that no index reaches a number that belongs to another seed
 
 
 @dataclass(frozen=True, slots=True)
 class CallShape:
-    """What all calls of a load have in common."""
+    """What the calls of a load have in common."""
 
     parameters: Parameters
     is_streamed: bool = True
@@ -39,7 +39,7 @@ class CallShape:
             if self.is_streamed
             else pb.BatchedGenerationRequest(requests=requests, params=parameters.to_proto())
         )
-        return Call(request.SerializeToString(), self.is_streamed, len(texts), input_tokens, (length or 0) * len(texts))
+        return Call(request.SerializeToString(), self.is_streamed, input_tokens, (length or 0) * len(texts))
 
 
 @dataclass(frozen=True, slots=True)

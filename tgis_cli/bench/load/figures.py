@@ -1,4 +1,4 @@
-"""From what was measured of a level to its figures. The run of a load calls it; it sees no server and no clock."""
+"""Computes the figures of a level from its records, without looking at a server or a clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Distribution, Level, Series
-from tgis_cli.bench.load.honesty import check_counts, find_problems
+from tgis_cli.bench.load.honesty import check_counts, explain_unserved, find_problems
 from tgis_cli.bench.load.objectives import Objective
 from tgis_cli.bench.load.records import Doubles, GeneratorHealth, Ints, Records
 from tgis_cli.bench.load.saturation import is_saturated
@@ -22,7 +22,7 @@ from tgis_cli.bench.load.windows import belongs_to, find_steady_window, find_who
 from tgis_cli.bench.result import Estimate, Figure
 from tgis_cli.bench.server_side import first_token_split
 from tgis_cli.bench.statistics.quantiles import Clusters, Samples, batch_in_time, estimate_percentiles, pick_quantile
-from tgis_cli.bench.statistics.rates import NUM_BATCHES, estimate_rate, estimate_share, spread
+from tgis_cli.bench.statistics.rates import NUM_PARTS, estimate_rate, estimate_share, spread
 
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
 INTENDED = ("ttft_intended", "e2e_intended")  # of open loops: a closed one has no schedule that could be missed
@@ -56,11 +56,11 @@ def make_level(
 ) -> Level:
     """
     Args:
-        rate: that was asked for, in calls per second.
+        rate: that was asked for, in requests per second.
     """
     whole = find_whole_window(records)
     steady, note = find_steady_window(records, arrivals)
-    steady_edges = np.linspace(steady.start_s, max(steady.end_s, steady.start_s + 1e-9), NUM_BATCHES + 1)
+    steady_edges = np.linspace(steady.start_s, max(steady.end_s, steady.start_s + 1e-9), NUM_PARTS + 1)
     step_s = choose_step(whole.end_s)
     step_edges = np.arange(max(1, math.ceil(whole.end_s / step_s)) + 1, dtype=np.float64) * step_s
     limits = [objective.limit_s for objective in objectives if objective.metric == "itl"]
@@ -76,7 +76,10 @@ def make_level(
     series = make_series(records, latencies, tokens, step_edges)
     if watch is not None:
         series.server = watch.series(step_s, len(step_edges) - 1, records.started_at)
-    is_behind = arrivals.due_s is not None and is_saturated(records)
+    unfinished = dropped = 0
+    if arrivals.limit_s is not None and not is_cut:  # if the run was cut, this would say nothing about the server
+        unfinished, dropped = int(np.count_nonzero(records.status == CUT)), health.num_dropped
+    is_behind = arrivals.due_s is not None and is_saturated(records, unfinished + dropped)
     wrong_counts = int(np.count_nonzero(has_wrong_counts(records)))
     failed = ~is_ok & (records.status != CUT)
     judged = chosen & (records.status != CUT) & bool(objectives)
@@ -98,7 +101,7 @@ def make_level(
         **estimate_rates(records, tokens, steady_edges, answered, is_closed=arrivals.concurrency is not None),
         whole_output_tokens_per_s=float(tokens.by_step.sum() / whole.end_s) if whole.end_s else 0.0,
         latencies=described,
-        num_judged=int(np.count_nonzero(judged)),
+        num_judged=int(np.count_nonzero(judged)) + (unfinished + dropped if objectives else 0),
         num_good=int(np.count_nonzero(judged & is_ok & find_good(latencies, tokens, objectives))),
         generator=generator,
         server=server,
@@ -109,22 +112,24 @@ def make_level(
             *(find_problems(generator, described, arrivals.concurrency) if is_judged(records) else ()),
             *check_counts(wrong_counts),
         ],
-        notes=[note] if note and is_ok.any() else [],
+        notes=[*([note] if note and is_ok.any() else []), *explain_unserved(arrivals, unfinished, dropped)],
+        unfinished=unfinished,
+        dropped=dropped,
     )
 
 
 def is_judged(records: Records) -> bool:
-    """Whether the generator is: not where the server is gone or answers nothing, as that disturbs the generator too."""
+    """Whether the generator can be blamed: not if the server is gone or answers nothing, which disturbs it, too."""
     return bool((records.status == 0).any()) and not (records.status == UNAVAILABLE).any()
 
 
 def choose_step(length_s: float) -> float:
-    """Seconds: one, or as many as keep the series short."""
+    """The seconds of one step of the series: one, or more if the level is long."""
     return STEP_S * max(1, math.ceil(length_s / STEP_S / MAX_STEPS))
 
 
 def measure_calls(records: Records) -> dict[str, Doubles]:
-    """The latencies of each call that has one of each, in seconds; NaN for the others."""
+    """The latencies of each call, in seconds; NaN where a call has no such latency."""
     sums = sum_by_call(records.gap_s, records.num_gaps)
     tpot = np.divide(sums, records.num_gaps, out=np.full(len(sums), np.nan), where=records.num_gaps > 0)
     return {
@@ -139,7 +144,7 @@ def measure_calls(records: Records) -> dict[str, Doubles]:
 def describe_latencies(
     names: Sequence[str], latencies: dict[str, Doubles], chosen: npt.NDArray[np.bool_], tokens: Tokens
 ) -> dict[str, Distribution]:
-    """Of the chosen calls, and of all gaps in the steady window; without those that have no sample."""
+    """Each latency of the chosen calls, and all gaps in the steady window. A latency without samples is left out."""
     described = {}
     for name in names:
         if name == "itl":
@@ -185,7 +190,7 @@ def estimate_rates(
     """Rates over the steady window. What was in progress at its borders counts in proportion.
 
     Args:
-        answered: the calls of the window that were.
+        answered: which calls belong to the window and were answered.
     """
     is_ok = records.status == 0
     batch_s = float(edges[1] - edges[0])
@@ -194,7 +199,7 @@ def estimate_rates(
     inputs = spread(records.sent_s, until, edges, records.input_tokens)
     answers = spread(records.sent_s[is_ok], records.end_s[is_ok], edges)
     num_tokens = int(tokens.by_batch.sum())
-    # With as many streams at any time, which calls are in flight matters little to how many tokens there are.
+    # A closed loop always has as many streams, so its number of tokens hardly depends on which calls are in flight.
     token_s = 0.0 if is_closed else call_s
     return {
         "requests_per_s": estimate_rate(answers, batch_s, int(answers.sum()), call_s=call_s),
@@ -212,9 +217,9 @@ def has_wrong_counts(records: Records) -> npt.NDArray[np.bool_]:
 
 
 def find_good(latencies: dict[str, Doubles], tokens: Tokens, objectives: Sequence[Objective]) -> npt.NDArray[np.bool_]:
-    """Which calls keep to all objectives, if they were answered.
+    """Which calls meet all objectives if they were answered.
 
-    The first token and the end count from the intended start, as a user's patience does.
+    The times to the first token and to the end count from the intended start, since a user would wait from then on.
     """
     is_good = np.ones(len(latencies["e2e"]), np.bool_)
     for objective in objectives:
@@ -293,12 +298,8 @@ def sample_calls(records: Records) -> list[dict[str, Any]]:
     ]
 
 
-def to_figures(level: Level) -> list[Figure]:
-    """The flat list for tables, CSV and comparisons."""
-    return list(iterate_figures(level))
-
-
-def iterate_figures(level: Level) -> Iterator[Figure]:
+def to_figures(level: Level) -> Iterator[Figure]:
+    """What tables, CSV and comparisons have of a level."""
     group = level.title
     yield Figure(group, "output_tokens_per_s", "tokens/s", "higher", level.output_tokens_per_s, level.completed)
     yield Figure(group, "total_tokens_per_s", "tokens/s", "higher", level.total_tokens_per_s, level.completed)

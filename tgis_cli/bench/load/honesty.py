@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.detail import Distribution
 from tgis_server.words.sizes import format_count
 
-# The generator may add a tenth to the latency that a user with bad luck feels; hundredths of a second are added by the
-# scheduler of any machine on which server and generator share the cores.
+# The generator may add a tenth to a slow latency. Where it shares the cores with the server, it cannot always send
+# within a hundredth of a second.
 MAX_SEND_LAG_SHARE = 0.1
 MIN_SEND_LAG_S = 0.01
-# A late event loop moves single arrivals, which the next gap makes up for; it must not be what makes the slow gaps.
+# A late event loop makes one gap longer and the next one shorter; it must not be the reason why gaps are slow.
 MAX_LOOP_LAG_SHARE = 0.25
 MIN_LOOP_LAG_S = 0.01
-# A worker that is busier than this lets answers wait for each other in its own queue.
+# In a worker that is busier than this, answers wait for each other.
 MAX_CPU_SHARE = 0.85
 NAMES = {"ttft": "first token", "itl": "gap between tokens", "e2e": "answer"}
 
@@ -23,11 +24,11 @@ NAMES = {"ttft": "first token", "itl": "gap between tokens", "e2e": "answer"}
 def find_problems(
     generator: Mapping[str, Any], latencies: Mapping[str, Distribution], concurrency: int | None = None
 ) -> list[str]:
-    """Sentences: why the generator spoils the figures of a level.
+    """Sentences that say why the generator has spoilt the figures of a level.
 
     Args:
         generator: see ``Level``.
-        concurrency: of a closed loop: more workers than streams have nothing to do.
+        concurrency: of a closed loop, in which no more workers than streams have something to do.
     """
     can_grow = concurrency is None or generator["workers"] < concurrency
     remedy = "more --workers, or another machine" if can_grow else "another machine"
@@ -79,8 +80,24 @@ def check_counts(wrong_counts: int) -> Iterator[str]:
         )
 
 
+def explain_unserved(arrivals: Arrivals, unfinished: int, dropped: int) -> Iterator[str]:
+    """
+    Args:
+        unfinished: requests that were cancelled at the level's limit of time.
+        dropped: requests that were due and could not be sent in time.
+    """
+    if dropped:
+        yield f"{format_count(dropped, 'request')} that could not be sent in time had to be dropped."
+    if unfinished:
+        remedy = " With --duration, a level waits for all answers." if arrivals.due_s is None else ""
+        yield (
+            f"The latencies leave out {format_count(unfinished, 'request')} that the level cancelled when it ended "
+            f"after {arrivals.limit_s:.0f} s.{remedy}"
+        )
+
+
 def find_slow(latencies: Mapping[str, Distribution], name: str) -> float:
-    """What the slow ones take, in seconds: the 99th percentile, or the slowest of a few; 0 if there are none."""
+    """How long slow ones take, in seconds: the 99th percentile, or the slowest of a few; 0 if there are none."""
     latency = latencies.get(name)
     if latency is None:
         return 0.0
@@ -89,4 +106,4 @@ def find_slow(latencies: Mapping[str, Distribution], name: str) -> float:
 
 def describe_slow(latencies: Mapping[str, Distribution], name: str) -> str:
     slow_s = find_slow(latencies, name)
-    return f"a slow {NAMES[name]} of {slow_s * 1000:.0f} ms" if slow_s else "any latency"
+    return f"a slow {NAMES[name]} of {slow_s * 1000:.0f} ms" if slow_s else "the latencies"

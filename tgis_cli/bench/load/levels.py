@@ -1,21 +1,22 @@
-"""Which levels a load has. Every decision is made from what the levels before have shown; nothing here measures."""
+"""Decides which levels a load has, from what the earlier levels have shown. Nothing here measures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 MAX_CONCURRENCY = 1024
-SATURATION_GAIN = 1.05  # a doubling of the streams that gives less throughput than this has found saturation
-MAX_FAILED_SHARE = 0.1  # beyond it the server refuses more than it serves well: more load shows nothing
+SATURATION_GAIN = 1.05  # a server is saturated if twice the streams do not give so many times the throughput
+MAX_FAILED_SHARE = 0.1  # with more failures than these, more load would show nothing
 GOODPUT_SHARE = 0.95  # of the requests of a rate must meet the objectives
-RATE_RESOLUTION = 1.1  # highest rate that held, to the lowest that did not
+RATE_RESOLUTION = 1.1  # from the highest rate that held to the lowest that did not, when the search ends
 MAX_RATES = 14
-MIN_REQUESTS = 10  # of a level, on average: with fewer, the share that holds is chance
+MIN_REQUESTS = 10  # of a level, on average: with fewer, the share of good ones is chance
 DEFAULT_STREAMS = (1, 8, 32)
-DEFAULT_BUDGET_S = 24.0  # for the levels of a run without options, so that it ends within 30 s
+# A run without options ends within 30 s: these are for the warm-up and the levels, the rest for what comes before.
+DEFAULT_WARMUP_S, DEFAULT_BUDGET_S = 4.0, 23.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Plan:
     """The load of one level: a number of streams, a rate, or neither (a trace)."""
 
     concurrency: int | None = None
-    rate: float | None = None  # calls per second
+    rate: float | None = None  # requests per second
+    limit_s: float | None = field(default=None, compare=False)  # seconds until the level is ended; None: see ``Pacing``
 
     @property
     def title(self) -> str:
@@ -64,22 +66,19 @@ class DefaultLevels:
     """A few numbers of streams, as far as they fit into half a minute."""
 
     level_s: float  # during which calls are sent
-    budget_s: float = DEFAULT_BUDGET_S
 
     def choose(self, done: Sequence[Outcome]) -> Plan | None:
         if len(done) == len(DEFAULT_STREAMS):
             return None
-        plan = Plan(concurrency=DEFAULT_STREAMS[len(done)])
-        if not done:
-            return plan
-        spent_s = sum(outcome.took_s for outcome in done)
-        return plan if spent_s + self._expect(done[-1], plan) <= self.budget_s else None
+        left_s = DEFAULT_BUDGET_S - sum(outcome.took_s for outcome in done)
+        plan = Plan(concurrency=DEFAULT_STREAMS[len(done)], limit_s=left_s)
+        return plan if not done or self._expect(done[-1], plan) <= left_s else None
 
     def _expect(self, last: Outcome, plan: Plan) -> float:
         """Seconds of the next level.
 
-        Calls take longer with more streams: with a full batch in proportion, below that hardly at all. The truth for
-        most servers is between; the root of the ratio has proved a fair guess.
+        The latency grows with the streams: in proportion if the batch is full, and hardly at all below that. For most
+        servers the truth is in between; the square root of the ratio has proved a fair guess.
         """
         assert last.plan.concurrency is not None, "default levels are numbers of streams"
         assert plan.concurrency is not None, "default levels are numbers of streams"
@@ -89,9 +88,7 @@ class DefaultLevels:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Twice as many streams each time, until the server gives no more."""
-
-    max_concurrency: int = MAX_CONCURRENCY
+    """Twice as many streams each time, until throughput stops growing."""
 
     def choose(self, done: Sequence[Outcome]) -> Plan | None:
         if not done:
@@ -99,9 +96,9 @@ class Sweep:
         last = done[-1]
         assert last.plan.concurrency is not None, "a sweep has numbers of streams"
         is_bad = last.is_short or last.failed_share > MAX_FAILED_SHARE
-        if is_bad or is_without_gain(done) or last.plan.concurrency >= self.max_concurrency:
+        if is_bad or is_without_gain(done) or last.plan.concurrency >= MAX_CONCURRENCY:
             return None
-        return Plan(concurrency=min(2 * last.plan.concurrency, self.max_concurrency))
+        return Plan(concurrency=2 * last.plan.concurrency)
 
 
 def is_without_gain(done: Sequence[Outcome]) -> bool:
@@ -129,10 +126,9 @@ class GoodputSearch:
     """The highest rate at which enough requests meet the objectives: doubled or halved until it is bracketed, then
     bisected by the geometric mean.
 
-    Its first level is one stream, whose latency says which rate one place could serve.
+    Its first level is one stream. The first rate is that of this stream's requests.
     """
 
-    share: float = GOODPUT_SHARE
     level_s: float | None = None  # during which calls are sent; None: as many calls at every rate
 
     def choose(self, done: Sequence[Outcome]) -> Plan | None:
@@ -164,7 +160,7 @@ class GoodputSearch:
         return MIN_REQUESTS / self.level_s if self.level_s else 0.0
 
     def find_bracket(self, done: Sequence[Outcome]) -> tuple[float | None, float | None]:
-        """The highest rate that held below the lowest that did not, and that one."""
+        """The highest rate that held among those below the lowest that did not; and that lowest one."""
         rates = [outcome for outcome in done if outcome.plan.rate is not None]
         failed = min((one.plan.rate or 0.0 for one in rates if not self.holds(one)), default=None)
         held = [one.plan.rate or 0.0 for one in rates if self.holds(one)]
@@ -172,9 +168,9 @@ class GoodputSearch:
         return max(below, default=None), failed
 
     def holds(self, outcome: Outcome) -> bool:
-        return not outcome.is_saturated and (outcome.objective_share or 0.0) >= self.share
+        return not outcome.is_saturated and (outcome.objective_share or 0.0) >= GOODPUT_SHARE
 
 
 def tidy(rate: float) -> float:
-    """Three digits, so that rates can be read and typed."""
+    """Rounded to three digits, so that a rate can be read and typed."""
     return float(f"{rate:.3g}")

@@ -6,50 +6,25 @@ and one for each level.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.load.levels import Plan
+from tgis_cli.bench.load.orders import Totals
+from tgis_cli.bench.statistics.quantiles import pick_quantile
 from tgis_cli.terminal.status_line import LINE_S, StatusLine
 from tgis_server.words.layout import lay_out
 from tgis_server.words.sizes import format_count
 
-MAX_SAMPLES = 2000  # of the latest, for percentiles
-RATE_S = 2.0  # the rate is that of the last so many seconds
-
-
-class Progress(Protocol):
-    """Where a level is, as the sending processes report it."""
-
-    @property
-    def sent(self) -> int: ...
-    @property
-    def in_flight(self) -> int: ...
-    @property
-    def streaming(self) -> int:
-        """Of those in flight, the calls that have had a token."""
-
-    @property
-    def oldest_s(self) -> float:
-        """How long the oldest call in flight has been so; 0 without one."""
-
-    @property
-    def completed(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def output_tokens(self) -> int: ...
-    @property
-    def ttft_s(self) -> Sequence[float]:
-        """New since the last report; so is ``itl_s``."""
-
-    @property
-    def itl_s(self) -> Sequence[float]: ...
+MAX_SAMPLES = 2000  # the latest ones, for percentiles
+RATE_S = 2.0  # over which rates are averaged
 
 
 @dataclass(slots=True)
@@ -61,12 +36,12 @@ class LevelSoFar:
     started_at: float
     max_s: float | None
     max_calls: int | None
-    progress: Progress | None = None
+    progress: Totals | None = None
     ttft_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     itl_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     history: deque[tuple[float, int, int]] = field(default_factory=deque)  # (time, calls completed, tokens)
 
-    def add(self, progress: Progress, now: float) -> None:
+    def add(self, progress: Totals, now: float) -> None:
         self.progress = progress
         self.ttft_s.extend(progress.ttft_s)
         self.itl_s.extend(progress.itl_s)
@@ -94,7 +69,7 @@ class LevelSoFar:
         return f"{self.title}, {self._describe_rest(now)}: {', '.join(parts)}"
 
     def _find_rates(self) -> tuple[float, float]:
-        """Calls and tokens per second of late."""
+        """The latest calls and tokens per second."""
         (first_s, first_calls, first_tokens), (last_s, calls, tokens) = self.history[0], self.history[-1]
         if last_s <= first_s:
             return 0.0, 0.0
@@ -115,6 +90,7 @@ class Live:
     def __init__(self, stream: TextIO, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
+        self._began_at = clock()
         self._line = StatusLine(stream, environ, clock, elsewhere_every_s=LINE_S)
         self._done: list[tuple[str, ...]] = []
         self._level: LevelSoFar | None = None
@@ -124,7 +100,7 @@ class Live:
         if self._line.is_live:
             self._line.show(lambda: self._describe(f"{plan.title}: starting"))
 
-    def tick(self, progress: Progress) -> None:
+    def tick(self, progress: Totals) -> None:
         assert self._level is not None, "a level has been started"
         level, now = self._level, self._clock()
         level.add(progress, now)
@@ -132,9 +108,21 @@ class Live:
             self._line.show(lambda: self._describe(level.describe(now)))
 
     def say(self, what: str) -> None:
-        """Show what is going on before the first level, where that leaves no trace."""
-        if self._line.is_live:
+        """Show what is going on before the first level; elsewhere than on a terminal, only if that takes long."""
+        if self._line.is_live or self._clock() - self._began_at >= LINE_S:
             self._line.show(lambda: what)
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Say so at the start of the block, and again if it takes long."""
+        self.say(what)
+        again = threading.Timer(LINE_S, self.say, (what,))
+        again.daemon = True
+        again.start()
+        try:
+            yield
+        finally:
+            again.cancel()
 
     def end_level(self, level: Level) -> None:
         self._done.append(describe_row(level))
@@ -168,5 +156,4 @@ def describe_row(level: Level) -> tuple[str, ...]:
 
 
 def to_ms(samples: deque[float], share: float) -> str:
-    ordered = sorted(samples)
-    return f"{ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000:,.0f}"
+    return f"{pick_quantile(samples, share) * 1000:,.0f}"

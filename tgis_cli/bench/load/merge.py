@@ -1,4 +1,4 @@
-"""From the columns of all workers to the records of a level."""
+"""Joins the columns of all workers to the records of a level."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def reorder(gaps: Floats, num_gaps: Ints, order: Ints) -> Floats:
     return ordered
 
 
-def merge_health(parts: list[WorkerHealth], columns: list[Columns], *, is_cut: bool, reason: str) -> GeneratorHealth:
-    """Of the workers, and of this process, which joins what they have measured."""
+def merge_health(parts: list[WorkerHealth], columns: list[Columns], cut_reason: str = "") -> GeneratorHealth:
+    """That of all workers. The memory includes this process, which joins what they have measured."""
     lag_s = join_doubles(part.sent_s for part in columns) - join_doubles(part.due_s for part in columns)
     return GeneratorHealth(
         workers=len(parts),
@@ -77,8 +77,8 @@ def merge_health(parts: list[WorkerHealth], columns: list[Columns], *, is_cut: b
         num_tokens=sum(part.num_tokens for part in parts),
         peak_bytes=sum(part.peak_bytes for part in parts) + read_peak_bytes(),
         num_queued=sum(part.num_queued for part in parts),
-        is_cut=is_cut,
-        cut_reason=reason,
+        num_dropped=sum(part.num_dropped for part in parts),
+        cut_reason=cut_reason,
         stamp_delay_s=join_doubles(part.stamp_delay_s for part in parts),
     )
 

@@ -1,4 +1,4 @@
-"""What is said about a load beside its figures: why they cannot be trusted, and what they mean."""
+"""Remarks printed with a load's figures: problems that make them untrustworthy, and notes on what they mean."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tgis_cli.bench.load.detail import Level
-from tgis_cli.bench.load.levels import DEFAULT_STREAMS, DefaultLevels, GoodputSearch, Outcome, Sweep
+from tgis_cli.bench.load.levels import DEFAULT_STREAMS, GOODPUT_SHARE, DefaultLevels, GoodputSearch, Outcome, Sweep
 from tgis_cli.bench.load.prompt_file import PromptFile
 from tgis_cli.bench.statistics.quantiles import can_bound
 from tgis_server.words.sizes import format_count
@@ -22,14 +22,14 @@ MAX_HIT_SHARE = 0.05  # of prompts that all begin differently; short ones may sh
 
 def list_problems(run: LoadRun) -> Iterator[str]:
     for level in run.levels:
-        yield from (say_of(level, problem) for problem in level.problems)
+        yield from (say_of(level.title, problem) for problem in level.problems)
     if run.levels and not run.is_cut and not any(level.completed for level in run.levels):
         reasons = [f"{status}: {text}" for level in run.levels for status, text in level.failure_texts.items()]
         yield f"No request was completed{f' ({reasons[0]})' if reasons else ''}."
 
 
-def say_of(level: Level, sentence: str) -> str:
-    return f"{level.title}: {sentence[:1].lower()}{sentence[1:]}"
+def say_of(title: str, sentence: str) -> str:
+    return f"{title}: {sentence[:1].lower()}{sentence[1:]}"
 
 
 def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
@@ -37,9 +37,9 @@ def list_notes(run: LoadRun, knee: Outcome | None) -> Iterator[str]:
         yield run.target.note
     yield from run.notes
     for level in run.levels:
-        yield from (say_of(level, note) for note in [*level.notes, *list_missing_percentiles(run, level)])
+        yield from (say_of(level.title, note) for note in [*level.notes, *list_missing_percentiles(run, level)])
         if level.is_saturated:
-            yield say_of(level, "the server did not keep up, so latencies grow with the length of the level.")
+            yield say_of(level.title, "the server did not keep up, so latencies grow with the length of the level.")
     if knee is not None:
         yield f"The knee is at {knee.plan.title}: with more, latency grows faster than throughput."
     if isinstance(run.feed, PromptFile) and run.num_sent > run.feed.num_distinct:
@@ -75,8 +75,8 @@ def list_missing_percentiles(run: LoadRun, level: Level) -> Iterator[str]:
     else:
         remedy = f"--duration {math.ceil(factor * level.whole.end_s)}"
     yield (
-        f"{format_count(latency.count, 'answer')} {'is' if latency.count == 1 else 'are'} too few for percentiles "
-        f"(-), which take at least {MEDIAN_SAMPLES} that are not alike: {remedy} would give them."
+        f"{format_count(latency.count, 'answer')} {'is' if latency.count == 1 else 'are'} too few for percentiles, "
+        f"which need at least {MEDIAN_SAMPLES} answers that are not alike: {remedy} would be enough."
     )
 
 
@@ -94,7 +94,7 @@ def describe_goodput(run: LoadRun) -> dict[str, Any] | None:
     held, failed = strategy.find_bracket(run.outcomes)
     return {
         "objectives": [str(objective) for objective in run.options.objectives],
-        "share": strategy.share,
+        "share": GOODPUT_SHARE,
         "rate": held,
         "lowest_rate_that_failed": failed,
         "rates": [
@@ -113,10 +113,10 @@ def list_goodput_notes(run: LoadRun) -> Iterator[str]:
     share = f"{goodput['share']:.0%} of the requests"
     min_rate = run.options.strategy.min_rate if isinstance(run.options.strategy, GoodputSearch) else 0.0
     if not goodput["rates"] and not run.is_cut:
-        yield f"With a single stream, less than {share} meet {limits}, so no rate was tried."
+        yield f"With a single stream, fewer than {share} meet {limits}, so no rate was tried."
     elif goodput["rate"] is None and (goodput["lowest_rate_that_failed"] or math.inf) < 2 * min_rate:
         yield (
-            f"Down to {goodput['lowest_rate_that_failed']:g} requests/s, less than {share} meet {limits}; at lower "
+            f"Down to {goodput['lowest_rate_that_failed']:g} requests/s, fewer than {share} meet {limits}; at lower "
             "rates a level has too few requests to judge: give a longer --duration."
         )
     elif goodput["rate"] is None:

@@ -1,4 +1,4 @@
-"""``--goodput "ttft<500ms,itl<50ms"``: what a request must hold to count as good."""
+"""``--goodput "ttft<500ms,itl<50ms"``: the limits that a request must meet to count as good."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tgis_server.errors import UsageError
 from tgis_server.words.close_words import find_close, or_list
 
-METRICS = ("ttft", "itl", "tpot", "e2e")  # of "itl", every gap of a request but the slowest 5 %
+METRICS = ("ttft", "itl", "tpot", "e2e")  # "itl": every gap of a request except the slowest 5 %
 UNITS = {"ms": 1e-3, "s": 1.0, "us": 1e-6, "µs": 1e-6}
 EXAMPLE = '"ttft<500ms,itl<50ms"'
 

@@ -1,4 +1,4 @@
-"""The options of a load, one declaration for every command that sends one, and what they mean together."""
+"""The options of a load, declared once for all commands that send one, and the load that they describe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import typer
 
 from tgis_cli.bench.lists import read_list
 from tgis_cli.bench.load.amount import check_amount
-from tgis_cli.bench.load.arrivals import Pacing, Process
+from tgis_cli.bench.load.arrivals import ArrivalProcess, Pacing
 from tgis_cli.bench.load.levels import DEFAULT_STREAMS, DefaultLevels, FixedLevels, GoodputSearch, Plan, Strategy, Sweep
 from tgis_cli.bench.load.objectives import Objective, parse_objectives
 from tgis_cli.bench.load.shapes import Lengths
@@ -28,15 +28,14 @@ from tgis_server.errors import UsageError
 
 SHAPE, ARRIVAL = "Shape", "Arrival"
 DEFAULT_INPUTS, DEFAULT_OUTPUTS = "128", "64"
-DEFAULT_LEVEL_S = 5.0  # of the levels without options
-LEVEL_S = 10.0  # of others, unless a duration or a number of requests is given
+DEFAULT_LEVEL_S = 5.0  # of each level of a run without options
+LEVEL_S = 10.0  # of other levels, unless a duration or a number of requests is given
 ROUND_STREAMS, ROUND_S = 8, 5.0  # of a round of `tgis bench ab`, unless the options say otherwise
-MAX_WARMUP = 8  # by default
-MOST_WARMUP = 1000
+MAX_WARMUP_BY_DEFAULT, MAX_WARMUP = 8, 1000
 MAX_STREAMS, MAX_RATE = 4096, 100_000
 STREAMS, RATES = "whole numbers of streams above 0, such as 1,8,32", "requests per second above 0, such as 0.5,2,8"
 SALT_BITS = 20
-# The parameters of `tgis generate` that a load can have: it sets lengths itself, and a seed for each call.
+# The parameters of `tgis generate` that a load can have; it sets the lengths and the seed of each request itself.
 PARAMETERS = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "logprobs", "top_n")
 FORMS = "N|A:B|normal:MEAN,DEV"
 
@@ -79,7 +78,7 @@ OPTIONS: dict[str, Any] = dict(
             int | None,
             SHAPE,
             "N",
-            "Prompts in each request, which is then a unary call.",
+            "Prompts in each request, which is then unary.",
             min=1,
             max=1024,
         ),
@@ -115,9 +114,9 @@ OPTIONS: dict[str, Any] = dict(
             "arrival",
             str | None,
             ARRIVAL,
-            "|".join(Process),
+            "|".join(ArrivalProcess),
             "Intervals between the requests of an open loop. [default: poisson]",
-            autocompletion=lambda: list(Process),
+            autocompletion=lambda: list(ArrivalProcess),
         ),
         option(
             "burstiness",
@@ -141,9 +140,9 @@ OPTIONS: dict[str, Any] = dict(
             ARRIVAL,
             "N",
             "Requests before the first level, which do not count. [default: one per stream, at most "
-            f"{MAX_WARMUP}; none for a trace]",
+            f"{MAX_WARMUP_BY_DEFAULT}; none for a trace]",
             min=0,
-            max=MOST_WARMUP,
+            max=MAX_WARMUP,
         ),
         option(
             "workers",
@@ -160,7 +159,7 @@ OPTIONS: dict[str, Any] = dict(
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What a load is to be. Its values agree with each other."""
+    """A load, as the options describe it. They do not contradict each other."""
 
     given: Mapping[str, Any]  # by name
     parameters: Parameters
@@ -201,7 +200,7 @@ class LoadOptions:
         is_streamed = is_stream_wanted(given)
         objectives = parse_objectives(given["goodput"], "--goodput") if "goodput" in given else ()
         if not is_streamed and any(one.metric != "e2e" for one in objectives):
-            raise UsageError("Unary calls have no first token and no gaps: with them, --goodput can limit only e2e.")
+            raise UsageError("Unary requests have no first token and no gaps, so --goodput can limit only e2e.")
         strategy, pacing = choose_strategy(given), make_pacing(given)
         plans = strategy.plans if isinstance(strategy, FixedLevels) else ()
         check_amount([plan.rate for plan in plans if plan.rate is not None], pacing)
@@ -243,18 +242,18 @@ class LoadOptions:
 
 
 def with_load_options(
-    body: Callable[..., None], *, left_out: Collection[str] = (), defaults: Mapping[str, str] | None = None
+    body: Callable[..., None], *, hidden: Collection[str] = (), defaults: Mapping[str, str] | None = None
 ) -> Callable[..., None]:
     """Make a Typer callback that takes these options, for a body with an argument ``options``.
 
     It also takes the ``parameters`` that ``with_parameters`` passes.
 
     Args:
-        left_out: names of options that the command does not have.
+        hidden: names of options that the help does not show, because the command refuses them with a reason.
         defaults: what the help says of options whose defaults differ from those of `tgis bench load`.
     """
-    offered = {name: annotation for name, annotation in OPTIONS.items() if name not in left_out}
-    offered |= {name: with_default(offered[name], text) for name, text in (defaults or {}).items()}
+    offered = OPTIONS | {name: changed(OPTIONS[name], hidden=True) for name in hidden}
+    offered |= {name: with_default(OPTIONS[name], text) for name, text in (defaults or {}).items()}
     signature = inspect.signature(body, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
     flags = [
@@ -273,9 +272,15 @@ def with_load_options(
 
 def with_default(annotation: Any, default: str) -> Any:
     """An option whose help has another default."""
+    _, declared = get_args(annotation)
+    return changed(annotation, help=f"{declared.help.partition(' [default:')[0]} [default: {default}]")
+
+
+def changed(annotation: Any, **facts: Any) -> Any:
+    """An option with other attributes."""
     kind, declared = get_args(annotation)
     declared = copy.copy(declared)
-    declared.help = f"{declared.help.partition(' [default:')[0]} [default: {default}]"
+    vars(declared).update(facts)
     return Annotated[kind, declared]
 
 
@@ -283,10 +288,10 @@ ARRIVALS = ("concurrency", "rate", "sweep", "goodput")
 
 
 def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What has a form of its own: a duration such as ``5`` or ``5s``, and a choice.
+    """The values that are still texts: a duration, such as ``5`` or ``5s``, and the kind of arrivals.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: one of them cannot be understood.
     """
     values: dict[str, Any] = {}
     if "duration" in given:
@@ -298,8 +303,8 @@ def read_values(given: Mapping[str, Any]) -> dict[str, Any]:
         if not 0 < seconds < math.inf:
             raise UsageError(f"--duration is {given['duration']}, but must be a number of seconds above 0, such as 10.")
         values["duration"] = seconds
-    if "arrival" in given and given["arrival"] not in list(Process):
-        raise UsageError(explain_no_choice("--arrival", given["arrival"], Process))
+    if "arrival" in given and given["arrival"] not in list(ArrivalProcess):
+        raise UsageError(explain_no_choice("--arrival", given["arrival"], ArrivalProcess))
     return values
 
 
@@ -315,7 +320,7 @@ def check_together(given: Mapping[str, Any]) -> None:
     for name in ("arrival", "burstiness"):
         if name in given and not is_open:
             raise UsageError(f"{as_flag(name)} is for an open loop: give --rate or --goodput too.")
-    if given.get("arrival") == Process.CONSTANT and "burstiness" in given:
+    if given.get("arrival") == ArrivalProcess.CONSTANT and "burstiness" in given:
         raise UsageError("--burstiness has no effect with --arrival constant: leave one of them out.")
     if "prompts" in given and (name := next((each for each in ("input_tokens", "shared_prefix") if each in given), "")):
         raise UsageError(f"--prompts gives whole prompts, so {as_flag(name)} has no effect: leave one of them out.")
@@ -328,12 +333,12 @@ def check_together(given: Mapping[str, Any]) -> None:
 
 
 def is_stream_wanted(given: Mapping[str, Any]) -> bool:
-    """A number of inputs asks for the unary method, which alone can have several, unless a stream is asked for too."""
+    """Several inputs need the unary method, so their number asks for it, unless a stream is asked for too."""
     return bool(given.get("stream", "inputs_per_call" not in given))
 
 
 def with_forced_length(parameters: Parameters, given: Mapping[str, Any], outputs: Lengths) -> Parameters:
-    """With a fixed output length, for prompts of a file that do not have their own.
+    """The parameters with the length of ``--output-tokens``, for those prompts of a file that have none of their own.
 
     Raises:
         UsageError: the length varies.
@@ -374,11 +379,11 @@ def read_positive(given: Mapping[str, Any], name: str) -> float | None:
 
 def make_pacing(given: Mapping[str, Any]) -> Pacing:
     max_s: float | None = given.get("duration")
-    is_default = not any(name in given for name in (*ARRIVALS, "prompts"))
+    is_default = not any(name in given for name in ARRIVALS)
     if max_s is None and "requests" not in given:
         max_s = DEFAULT_LEVEL_S if is_default else LEVEL_S
     return Pacing(
-        Process(given.get("arrival", Process.POISSON)),
+        ArrivalProcess(given.get("arrival", ArrivalProcess.POISSON)),
         read_positive(given, "burstiness") or 1.0,
         given.get("requests"),
         max_s,

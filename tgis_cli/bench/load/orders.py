@@ -1,22 +1,22 @@
-"""What the load generator and its workers tell each other, pickled, over a socket that only these two have."""
+"""The messages between the load generator and a worker, pickled, over a socket that only these two have."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, islice
 
-from tgis_cli.bench.http2.channel import Target
+from tgis_cli.bench.http2.channel import Endpoint
 from tgis_cli.bench.load.calls import Arrivals, Feed
-from tgis_cli.bench.load.columns import Columns, WorkerHealth
+from tgis_cli.bench.load.columns import Columns, WorkerHealth, floats
 
 TICK_S = 0.25  # between totals
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    target: Target
+    endpoint: Endpoint
     feed: Feed
     has_stamps: bool  # the server is the null server, whose frames carry stamps
 
@@ -25,13 +25,14 @@ class Setup:
 class Share:
     """The part of a level's arrivals that is one worker's."""
 
-    slots: tuple[int, ...] | None  # closed loop: the numbers of its slots, of all ...
-    concurrency: int  # ... these
-    due_s: array[float] | None  # open loop: of every step-th call from the number-th on
-    number: int
-    step: int
+    slots: tuple[int, ...] | None  # closed loop: the numbers of this worker's slots
+    concurrency: int  # slots of all workers
+    due_s: array[float] | None  # open loop: when the calls of this worker are due
+    number: int  # of this worker, and of its first call ...
+    step: int  # ... after which it has every so many-th one: the number of workers
     max_calls: int | None  # of the level
     max_s: float | None
+    limit_s: float | None
     first_index: int
 
     @property
@@ -72,6 +73,7 @@ def split(arrivals: Arrivals, num_workers: int) -> list[Share]:
                 step=num_workers,
                 max_calls=arrivals.max_calls,
                 max_s=arrivals.max_s,
+                limit_s=arrivals.limit_s,
                 first_index=arrivals.first_index,
             )
         )
@@ -86,11 +88,11 @@ class Go:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Cut:
     """Cut the level: cancel what is in flight."""
 
 
-# Of a worker
+# What a worker says
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +114,17 @@ class GaveUp:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Of a level so far, with some of the latest latencies in seconds."""
+    """What has happened in a level so far, with some of the latest latencies in seconds."""
 
-    sent: int
-    in_flight: int
-    streaming: int  # of those in flight, the calls that have had a token
-    oldest_s: float  # of those in flight: seconds since the oldest one was due; 0 without one
-    completed: int
-    failed: int
-    output_tokens: int
-    ttft_s: array[float]
-    itl_s: array[float]
+    sent: int = 0
+    in_flight: int = 0
+    streaming: int = 0  # calls in flight of which a token has arrived
+    oldest_s: float = 0.0  # seconds since the oldest call in flight was due; 0 without one
+    completed: int = 0
+    failed: int = 0
+    output_tokens: int = 0
+    ttft_s: array[float] = field(default_factory=floats)
+    itl_s: array[float] = field(default_factory=floats)
 
 
 @dataclass(frozen=True, slots=True)

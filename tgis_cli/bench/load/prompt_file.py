@@ -1,6 +1,6 @@
 """``--prompts FILE``: a JSON object per line with a text, and when to send it if the file is a trace.
 
-The file is read once to be checked; then only the places of its lines are held, so it may be larger than memory.
+The file is read once to be checked; then only the offsets of its lines are held, so it may be larger than memory.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class PromptFile:
     """A file whose lines are all correct. It can be pickled; each process opens the file by its path."""
 
     shape: CallShape
-    path: str  # in /proc: also of a file that has no name any more
-    places: array[int]  # of the lines, in bytes
+    path: str  # in /proc, where a file without a name has one, too
+    places: array[int]  # where each line begins, in bytes
     starts: array[float]  # seconds after the start; empty: not a trace
     digest: str = ""  # of all bytes: the path may be the same for other prompts
     _stream: BinaryIO | None = field(default=None, repr=False)

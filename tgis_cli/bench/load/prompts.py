@@ -1,7 +1,7 @@
-"""Texts that have exactly as many tokens as asked for, by the server's own tokenizer.
+"""Texts that have exactly as many tokens as asked for, as the server's own tokenizer counts them.
 
 They are made of words of one token each, so that a text of any length can be made without asking the server again.
-Which words those are, the server is asked once before the run.
+Before the run, the server is asked which words those are.
 """
 
 from __future__ import annotations
@@ -75,16 +75,16 @@ class Vocabulary:
         )
 
     def make_words(self, rng: random.Random, num_words: int, number: int | None = None) -> list[str]:
-        """Words that make as many tokens, besides the special ones.
+        """So many words, which are as many tokens, special ones not included.
 
         Args:
-            number: the first words spell it, so that texts with different numbers begin differently.
+            number: spelt by the first words, so that texts with different numbers begin differently.
         """
         first = [] if number is None else self._spell(number, min(num_words, MAX_DIGITS))
         return first + rng.choices(self.words, k=num_words - len(first))
 
     def _spell(self, number: int, most: int) -> list[str]:
-        """A number in words, least digit first, in at most so many digits."""
+        """A number with words as its digits, the lowest first, and at most so many of them."""
         digits: list[str] = []
         while len(digits) < most and (number or len(digits) < MIN_DIGITS):
             number, digit = divmod(number, len(self.words))
@@ -93,7 +93,7 @@ class Vocabulary:
 
 
 def pick_words(count_tokens: CountTokens, candidates: Sequence[str], joint: str) -> Vocabulary | None:
-    """The candidates of which two more in a text are two more tokens, also at its start."""
+    """Those candidates that add one token each, even at the start of a text; ``None`` if they are too few."""
     counts = count_tokens([joint.join([word] * times) for word in candidates for times in (2, 4)])
     offsets = {
         word: twice - 2
@@ -114,10 +114,11 @@ def keep_exact(vocabulary: Vocabulary, count_tokens: CountTokens) -> Vocabulary 
     wrong more often than others.
     """
     rng = random.Random(0)  # noqa: S311  reproducible
+    num_expected = TRIAL_WORDS + vocabulary.num_special
     for _ in range(MAX_ROUNDS):
         trials = [rng.choices(vocabulary.words, k=TRIAL_WORDS) for _ in range(NUM_TRIALS)]
         counts = count_tokens([vocabulary.joint.join(trial) for trial in trials])
-        wrong = [trial for trial, count in zip(trials, counts, strict=True) if count != num_expected(vocabulary)]
+        wrong = [trial for trial, count in zip(trials, counts, strict=True) if count != num_expected]
         if not wrong:
             return vocabulary
         seen, blamed = (Counter(word for trial in some for word in set(trial)) for some in (trials, wrong))
@@ -127,7 +128,3 @@ def keep_exact(vocabulary: Vocabulary, count_tokens: CountTokens) -> Vocabulary 
             return None
         vocabulary = replace(vocabulary, words=kept)
     return None
-
-
-def num_expected(vocabulary: Vocabulary) -> int:
-    return TRIAL_WORDS + vocabulary.num_special

@@ -1,4 +1,4 @@
-"""What happens to each call of a level, noted as it happens. This runs for every streamed message, so it is short."""
+"""Records what happens to each call of a level. It runs for every streamed message, so it is short."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class StreamedCall(RecordedCall):
 
 
 class StampedCall(StreamedCall):
-    """Of the null server, whose frames carry the moment of their sending."""
+    """A call to the null server, whose frames carry the time at which they were sent."""
 
     __slots__ = ()
 
@@ -122,23 +122,28 @@ class UnaryCall(RecordedCall):
 
 
 class Recorder:
-    """Of one level in one worker."""
+    """Records one level in one worker."""
 
     def __init__(self, on_end: Callable[[float, bool], None]) -> None:
         """
         Args:
-            on_end: a call has ended, at that moment, and is recorded; and whether it was refused at once.
+            on_end: called when a call is recorded, with the time at which it ended and whether it was refused at once.
         """
         self.columns = Columns()
         self.stamp_delay_s = doubles()
-        self.in_flight: dict[int, RecordedCall] = {}  # by index; or waiting to be sent
+        self.in_flight: dict[int, RecordedCall] = {}  # by index; also those that wait to be sent
         self.num_sent = self.num_tokens = self.num_completed = self.num_failed = 0
+        self.num_dropped = 0  # due, but never sent
         self.first_tokens: array[float] = floats()  # seconds from the sending, since the last samples
         self._on_end = on_end
 
     def begin(self, call: RecordedCall, due: float) -> None:
         call.due = due
         self.in_flight[call.index] = call
+
+    def drop(self, call: RecordedCall) -> None:
+        del self.in_flight[call.index]
+        self.num_dropped += 1
 
     def end(self, call: RecordedCall, status: int, text: str, at: float) -> None:
         del self.in_flight[call.index]
@@ -168,7 +173,7 @@ class Recorder:
         return max(0.0, now - oldest.due) if oldest is not None else 0.0
 
     def take_samples(self) -> tuple[array[float], array[float]]:
-        """Some of the latest times to first token since the last call, and of the latest gaps."""
+        """The latest times to first token since this was last asked, and the latest gaps; not all if there are many."""
         first, self.first_tokens = self.first_tokens[-MAX_SAMPLES:], floats()
         gaps = floats()
         for call in self.in_flight.values():

@@ -13,7 +13,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class Records:
-    """One element per call that was sent, in the order of their ends. Times are seconds after the start of the level.
+    """One element per call that was sent, in the order of ending. Times are seconds after the start of the level.
 
     Tokens that arrive in one message have arrived at one moment: the gaps between them are 0.
     """
@@ -46,6 +46,6 @@ class GeneratorHealth:
     num_tokens: int  # received
     peak_bytes: int  # resident memory of all processes, each at its peak
     num_queued: int = 0  # calls that waited because as many were in flight as the server allows on its connections
-    is_cut: bool = False  # the level was ended before its time
-    cut_reason: str = ""  # a sentence, if it was not ended by us
+    num_dropped: int = 0  # calls that were due and could not be sent in time
+    cut_reason: str = ""  # a sentence that says why the level was ended, if nobody asked for it
     stamp_delay_s: Doubles = field(default_factory=lambda: np.empty(0))  # null server: from its stamps to the arrivals

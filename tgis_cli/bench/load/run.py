@@ -14,13 +14,23 @@ from typing import Any, Protocol, TypeGuard
 from tgis_cli.bench.fingerprint import make_fingerprint
 from tgis_cli.bench.load.arrivals import MAX_CALLS
 from tgis_cli.bench.load.calls import Arrivals, Feed
+from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Level, LoadDetail
 from tgis_cli.bench.load.feed import CallShape, SyntheticFeed
 from tgis_cli.bench.load.figures import make_level, name_status, to_figures
-from tgis_cli.bench.load.levels import DefaultLevels, FixedLevels, GoodputSearch, Outcome, Plan, find_knee
-from tgis_cli.bench.load.live import Live, Progress
-from tgis_cli.bench.load.notes import describe_goodput, list_notes, list_problems
-from tgis_cli.bench.load.options import ARRIVALS, MAX_WARMUP, LoadOptions
+from tgis_cli.bench.load.levels import (
+    DEFAULT_WARMUP_S,
+    DefaultLevels,
+    FixedLevels,
+    GoodputSearch,
+    Outcome,
+    Plan,
+    find_knee,
+)
+from tgis_cli.bench.load.live import Live
+from tgis_cli.bench.load.notes import describe_goodput, list_notes, list_problems, say_of
+from tgis_cli.bench.load.options import ARRIVALS, MAX_WARMUP_BY_DEFAULT, LoadOptions
+from tgis_cli.bench.load.orders import Totals
 from tgis_cli.bench.load.prompt_file import PromptFile, open_prompt_file
 from tgis_cli.bench.load.prompts import Vocabulary
 from tgis_cli.bench.load.records import GeneratorHealth, Records
@@ -29,24 +39,24 @@ from tgis_cli.bench.load.target import Target, describe_model, describe_server
 from tgis_cli.bench.result import Result
 from tgis_cli.bench.server_side import MetricsWatch
 from tgis_cli.clients.parameter_table import as_flag
-from tgis_server.errors import UsageError
+from tgis_server.errors import TgisError, UsageError
 from tgis_server.words.sizes import format_count
 
 LEVEL_INDEXES = 1 << 32  # indexes of the feed that each level has for itself
 RATE_WARMUP = 4  # calls, where the first level is a rate
-CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once; a worker has time to spare then
+CALLS_PER_WORKER, STREAMS_PER_WORKER = 500, 256  # per second, and at once: with these a worker has time to spare
 SEARCH_WORKERS = 4  # for a load that grows until the server has enough
 
 
-class Sender(Protocol):
+class LoadGenerator(Protocol):
     """The processes that send calls, such as ``Workers``."""
 
-    def run_level(self, arrivals: Arrivals, on_tick: Callable[[Progress], None]) -> tuple[Records, GeneratorHealth]: ...
+    def run_level(self, arrivals: Arrivals, on_tick: Callable[[Totals], None]) -> tuple[Records, GeneratorHealth]: ...
     def stop(self) -> None:
         """End the level: what is in flight is cut. It may be called in a signal handler."""
 
 
-OpenSender = Callable[[Target, Feed, int], contextlib.AbstractContextManager[Sender]]
+OpenSender = Callable[[Target, Feed, int], contextlib.AbstractContextManager[LoadGenerator]]
 
 
 @dataclass(slots=True)
@@ -57,7 +67,7 @@ class LoadRun:
     target: Target
     feed: SyntheticFeed | PromptFile
     live: Live
-    sender: Sender
+    sender: LoadGenerator
     levels: list[Level] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -71,7 +81,13 @@ class LoadRun:
         if plan is not None:
             self.warm_up(plan)
         while plan is not None and not self.is_cut:
-            self.run_level(plan)
+            try:
+                self.run_level(plan)
+            except TgisError as error:
+                if not self.levels:
+                    raise
+                self.problems.append(say_of(plan.title, str(error)))
+                self.is_cut = True
             plan = self._choose()
 
     def stop(self) -> None:
@@ -88,15 +104,24 @@ class LoadRun:
         """Send the calls that come before the first level."""
         num_calls = self.options.warmup
         if num_calls is None:  # a trace is replayed as it was recorded, from its first call on
-            num_calls = 0 if is_trace(self.feed) else min(plan.concurrency or RATE_WARMUP, MAX_WARMUP)
+            num_calls = 0 if is_trace(self.feed) else min(plan.concurrency or RATE_WARMUP, MAX_WARMUP_BY_DEFAULT)
         if not num_calls or self.is_cut:
             return
-        self.live.say(f"Warming up with {format_count(num_calls, 'request')}")
+        doing = f"Warming up with {format_count(num_calls, 'request')}"
+        self.live.say(doing)
         # The last lines of a trace: its first calls would otherwise find their prompts in a prefix cache.
         first_index = -num_calls if is_trace(self.feed) else 0
         at_once = min(num_calls, plan.concurrency or RATE_WARMUP)
-        arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, first_index=first_index)
-        self._send(arrivals, lambda _: None)
+        limit_s = None if plan.limit_s is None else DEFAULT_WARMUP_S
+        arrivals = Arrivals(concurrency=at_once, max_calls=num_calls, limit_s=limit_s, first_index=first_index)
+
+        def tell(progress: Totals) -> None:
+            tokens = format_count(progress.output_tokens, "token")
+            self.live.say(f"{doing}: {progress.completed} completed, {tokens}")
+
+        records, _ = self._send(arrivals, tell)
+        if limit_s is not None and CUT in records.status and not self.is_cut:
+            self.notes.append(f"The warm-up was cut off after {limit_s:g} s, before all its requests had ended.")
 
     def run_level(self, plan: Plan) -> None:
         """Measure one level."""
@@ -129,7 +154,7 @@ class LoadRun:
         else:
             first_index = (len(self.levels) + 1) * LEVEL_INDEXES
         if plan.concurrency is not None:
-            return pacing.make_closed(plan.concurrency, first_index)
+            return pacing.make_closed(plan.concurrency, first_index, plan.limit_s)
         if plan.rate is not None:
             return pacing.make_open(plan.rate, first_index)
         assert isinstance(self.feed, PromptFile), "only a trace has neither streams nor a rate"
@@ -137,10 +162,10 @@ class LoadRun:
             pacing = dataclasses.replace(pacing, max_s=None)
         return pacing.make_trace(self.feed.starts, self.options.speed or 1.0)
 
-    def _send(self, arrivals: Arrivals, on_tick: Callable[[Progress], None]) -> tuple[Records, GeneratorHealth]:
+    def _send(self, arrivals: Arrivals, on_tick: Callable[[Totals], None]) -> tuple[Records, GeneratorHealth]:
         rules, reason = StopRules(), ""
 
-        def tick(progress: Progress) -> None:
+        def tick(progress: Totals) -> None:
             nonlocal reason
             if not self.is_cut and (reason := rules.find_reason(progress, time.monotonic())):
                 self.stop()
@@ -186,16 +211,39 @@ def open_feed(options: LoadOptions, target: Target) -> Iterator[SyntheticFeed | 
     Raises:
         UsageError: the texts cannot be made or read, or are too long for the model.
     """
-    shape = CallShape(options.parameters, options.is_streamed, options.num_inputs, options.seed)
-    if options.prompts is not None:
-        with open_prompt_file(options.prompts, shape, options.speed or 1.0) as file:
-            check_trace(options, file)
-            yield file
+    with open_prompts(options) as file:
+        yield file or make_feed(options, target)
+
+
+@contextlib.contextmanager
+def open_prompts(options: LoadOptions) -> Iterator[PromptFile | None]:
+    """The file with the prompts; ``None`` if they are made up.
+
+    Raises:
+        UsageError: it cannot be read or used.
+    """
+    if options.prompts is None:
+        yield None
         return
+    with open_prompt_file(options.prompts, make_shape(options), options.speed or 1.0) as file:
+        check_trace(options, file)
+        yield file
+
+
+def make_feed(options: LoadOptions, target: Target) -> SyntheticFeed:
+    """
+    Raises:
+        UsageError: the server's tokenizer or model does not allow such texts.
+    """
     check_lengths(options, target)
     vocabulary = Vocabulary.find(target.client.count_tokens)
     check_prefix(options, vocabulary.num_special)
-    yield SyntheticFeed(shape, vocabulary, options.inputs, options.outputs, options.shared_prefix, options.salt)
+    lengths = options.inputs, options.outputs
+    return SyntheticFeed(make_shape(options), vocabulary, *lengths, options.shared_prefix, options.salt)
+
+
+def make_shape(options: LoadOptions) -> CallShape:
+    return CallShape(options.parameters, options.is_streamed, options.num_inputs, options.seed)
 
 
 def check_trace(options: LoadOptions, file: PromptFile) -> None:
@@ -256,7 +304,7 @@ def check_prefix(options: LoadOptions, num_special: int) -> None:
 
 
 @contextlib.contextmanager
-def open_workers(target: Target, feed: Feed, num_workers: int) -> Iterator[Sender]:
+def open_workers(target: Target, feed: Feed, num_workers: int) -> Iterator[LoadGenerator]:
     from tgis_cli.bench.load.workers import Workers
 
     with Workers.open(target.address, target.files, feed, num_workers) as workers:
@@ -282,20 +330,19 @@ def run_load(
     Raises:
         TgisError: the options do not suit the server, or it is gone before the first level.
     """
-    live.say("Making prompts")
-    try:
-        with open_feed(options, target) as feed:
-            live.say("Examining this machine")
+    with contextlib.ExitStack() as stack:
+        stack.callback(live.clear)
+        with live.doing("Making prompts"):
+            feed = stack.enter_context(open_feed(options, target))
+        with live.doing("Examining this machine"):
             fingerprint = make_fingerprint(
                 os.environ, model=describe_model(target), server=describe_server(target), run=dict(options.given)
             )
             num_workers = options.workers or choose_workers(options, feed)
-            with open_sender(target, feed, num_workers) as sender:
-                run = LoadRun(options, target, feed, live, sender)
-                with on_start(run):
-                    run.run()
-    finally:
-        live.clear()
+            sender = stack.enter_context(open_sender(target, feed, num_workers))
+        run = LoadRun(options, target, feed, live, sender)
+        with on_start(run):
+            run.run()
     return make_result(run, fingerprint)
 
 
@@ -342,7 +389,7 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
     if isinstance(options.strategy, GoodputSearch):  # whose order is that of a bisection
         levels = sorted(levels, key=lambda level: level.rate or 0.0)
     knee = find_knee(run.outcomes) if all(outcome.plan.concurrency for outcome in run.outcomes) else None
-    result = Result(
+    return Result(
         kind="load",
         options=dict(options.given) | {"seed": options.seed, "salt": options.salt},
         shape=options.describe_shape(digest_of(run.feed)),
@@ -355,4 +402,3 @@ def make_result(run: LoadRun, fingerprint: dict[str, Any]) -> Result:
             LoadDetail(levels, knee=knee.plan.title if knee else None, goodput=describe_goodput(run))
         ),
     )
-    return result

@@ -1,4 +1,4 @@
-"""Whether a server kept up with a rate at which requests came whatever it did."""
+"""Whether a server kept up with an open loop."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ import numpy.typing as npt
 from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.records import Doubles, Records
 
-RAMP_UP = 0.3  # of the arrivals: a server that was idle fills up, which is no trend
+RAMP_UP = 0.3  # of the arrivals do not count: latencies rise while an idle server fills up, which is no trend
 EARLY, LATE = (RAMP_UP, 0.5), (0.8, 1.0)  # parts of the arrivals whose latencies are compared
 MIN_CALLS = 11  # after the ramp-up; in fewer, not even latencies in ascending order are a significant trend
-DEVIATIONS = 3.0  # of the rank correlation of calls without a trend
-MIN_RISE = 1.4  # of the median latency from the early part to the late one: full servers have short queues, too
-MIN_GROWTH = 0.1  # of the calls of the later half: a smaller backlog is no failure to keep up
+DEVIATIONS = 3.0  # standard deviations of the rank correlation of calls without a trend
+MIN_RISE = 1.4  # of the median latency from the early part to the late one; a full server may have a short queue
+MIN_GROWTH = 0.1  # of the backlog, as a share of the later half of the calls; also the share that may stay unserved
 
 
-def is_saturated(records: Records) -> bool:
+def is_saturated(records: Records, num_unserved: int = 0) -> bool:
     """Whether ends fell behind arrivals: latencies and the calls in flight grew as long as requests came.
 
     A server that keeps up answers late calls as fast as early ones, so that latencies have no trend after the ramp-up.
-    In levels of 10 s with calls of 2 s, it sees six in ten servers at twice their capacity at 2 requests/s, eight in
-    ten at 4, and nearly all from 8 on; of servers at four fifths of it, it takes at most one in thirty for saturated.
+    In levels of 10 s with calls of 2 s, it finds six in ten servers at twice their capacity at 2 requests/s, eight in
+    ten at 4, and nearly all from 8 on; of servers at four fifths of it, it suspects at most one in thirty.
+
+    Args:
+        num_unserved: requests that the level did not send, or did not wait for.
     """
+    if num_unserved > MIN_GROWTH * len(records.index):
+        return True
     kept = records.status != CUT
     due, ends = records.due_s[kept], records.end_s[kept]
     if not len(due) or due.max() == due.min():

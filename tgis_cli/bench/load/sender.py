@@ -1,10 +1,12 @@
-"""One worker's part of a level: when which call is sent, from the first one to the end of the last."""
+"""One worker's part of a level: it sends each call when it is due, and waits until the last one has ended."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
+from math import inf, isnan
 from time import monotonic
 
 from tgis_cli.bench.http2.channel import Channel
@@ -13,18 +15,19 @@ from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.orders import Share
 from tgis_cli.bench.load.recorder import RecordedCall, Recorder, StampedCall, StreamedCall, UnaryCall
 
-SERVICE = "/fmaas.GenerationService/"
-# What is prepared before the level starts; later calls are prepared in between. All slots' first calls are, anyway.
+# How much is prepared before the level starts, and at least a call for each slot; the others follow during the level.
 AHEAD_CALLS = 1000
 AHEAD_BYTES = 16 << 20
 AHEAD_S = 2.0
-# A closed loop on a server that refuses its calls would otherwise send as fast as both can.
+# Without these, a closed loop on a server that refuses its calls would send as fast as both can.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.001, 0.1
+# After the duration of an open loop; what is not sent until then is dropped.
+LATE_S = 1.0
 Blocks = dict[bool, bytes]  # header blocks, by whether the call is streamed
 
 
 class Stock:
-    """Calls that are ready to be sent, so that their making delays none."""
+    """Calls that are ready to be sent, so that none has to wait until it is made."""
 
     def __init__(self, share: Share, make: Callable[[int], RecordedCall]) -> None:
         self._make = make
@@ -72,7 +75,7 @@ class Stock:
 
 
 class Sender:
-    """It ends when all calls have ended."""
+    """``done`` gets its result when all calls have ended."""
 
     def __init__(
         self, share: Share, feed: Feed, channel: Channel, blocks: dict[bool, bytes], *, has_stamps: bool
@@ -89,10 +92,11 @@ class Sender:
 
         self._stock = Stock(share, make)
         self._due: Iterator[float] = iter(share.due_s if share.due_s is not None else ())
-        self._next_due = 0.0
+        self._next_due = inf  # of a call that waits for its time
         self._start = 0.0
         self._is_sending = True
         self._pause_s = 0.0  # before the next call of a slot; grows while calls are refused
+        self._timers: list[asyncio.TimerHandle] = []
 
     def prepare(self) -> None:
         self._stock.prepare()
@@ -100,20 +104,33 @@ class Sender:
     def start(self, at: float) -> None:
         """Send the first calls at that moment of the monotonic clock."""
         self._start = at
-        if self._share.due_s is None:
-            asyncio.get_running_loop().call_at(at, self._fill_slots)
+        loop, share = asyncio.get_running_loop(), self._share
+        if share.due_s is None:
+            loop.call_at(at, self._fill_slots)
         else:
             self._schedule_next()
+            if share.max_s is not None:
+                self._timers.append(loop.call_at(at + share.max_s + LATE_S, self._drop_unsent))
+        if share.limit_s is not None:
+            self._timers.append(loop.call_at(at + share.limit_s, self.cut))
 
     def cut(self) -> None:
-        """End what is in flight."""
-        self._is_sending = False
+        """Cancel what is in flight, and send nothing more."""
+        self._drop_unsent()
         at = monotonic()
         for call in list(self.recorder.in_flight.values()):
             self._channel.cancel(call)
-            if call.sent == call.sent:  # otherwise it was not sent, and NaN
-                self.recorder.end(call, CUT, "", at)
-        self.recorder.in_flight.clear()
+            self.recorder.end(call, CUT, "", at)
+
+    def _drop_unsent(self) -> None:
+        """Count what is due but has no connection, or no room on it, or is late in the schedule; do not send it."""
+        for call in [call for call in self.recorder.in_flight.values() if isnan(call.sent)]:
+            self._channel.cancel(call)
+            self.recorder.drop(call)
+        schedule = itertools.chain([self._next_due], (self._start + due for due in self._due))
+        now = monotonic()
+        self.recorder.num_dropped += sum(1 for _ in itertools.takewhile(lambda due: due <= now, schedule))
+        self._next_due, self._is_sending = inf, False
         self._check_done()
 
     def _send(self, due: float) -> None:
@@ -141,6 +158,8 @@ class Sender:
     def _check_done(self) -> None:
         if not self._is_sending and not self.recorder.in_flight and not self.done.done():
             self.done.set_result(None)
+            for timer in self._timers:
+                timer.cancel()
 
     # Closed loop
 
@@ -163,7 +182,7 @@ class Sender:
     def _schedule_next(self) -> None:
         due = next(self._due, None)
         if due is None or not self._is_sending or (self._share.max_s is not None and due >= self._share.max_s):
-            self._is_sending = False
+            self._next_due, self._is_sending = inf, False
             self._check_done()
         else:
             self._next_due = self._start + due

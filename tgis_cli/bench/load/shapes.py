@@ -31,7 +31,7 @@ class Lengths:
             flag: what the person wrote, such as ``--input-tokens``, for the error.
 
         Raises:
-            UsageError: it is none of the three forms, or names no length that can be.
+            UsageError: it has none of the three forms, or names an impossible length.
         """
         if found := re.fullmatch(NUMBER, text):
             low = high = int(found[1])

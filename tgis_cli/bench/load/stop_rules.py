@@ -1,20 +1,23 @@
-"""When a level ends before its time, because the server does not serve it: more waiting or sending shows nothing."""
+"""When a level ends early because the server does not serve it: to wait longer, or to send more, would show nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tgis_cli.bench.load.live import Progress
+from tgis_cli.bench.load.orders import Totals
 
 STALL_S = 60.0  # a server that has begun its answers and sends nothing for so long will not send more
 SILENCE_S = 600.0  # a long prompt, or a long unary answer, may take minutes before anything is sent
-REFUSED_CALLS, REFUSED_S = 100, 2.0  # that failed and nothing else happened: the server refuses whatever it is sent
+REFUSED_CALLS, REFUSED_S = (
+    100,
+    2.0,
+)  # so many failures in at least so many seconds, and nothing else: it refuses everything
 SHORT_S = 1.0  # a call in flight for longer has not been refused: the server may be working on it
 
 
 @dataclass(slots=True)
 class StopRules:
-    """Those of one level, which are asked now and then."""
+    """The rules of one level, asked with each report of its progress."""
 
     served: tuple[int, int] = (0, 0)  # tokens, calls completed
     served_at: float | None = None  # when these last changed
@@ -22,7 +25,7 @@ class StopRules:
     heard: tuple[int, int, int] = (0, 0, 0)  # the same, and calls that failed
     heard_at: float | None = None
 
-    def find_reason(self, progress: Progress, now: float) -> str:
+    def find_reason(self, progress: Totals, now: float) -> str:
         """A clause that says why the level has to end; empty if it can go on."""
         served = progress.output_tokens, progress.completed
         heard = *served, progress.failed

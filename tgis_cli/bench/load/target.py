@@ -57,7 +57,7 @@ def open_target(
     *,
     python: str | None = None,
 ) -> Iterator[Target]:
-    """Connect; start the server before and stop it after the block if ``launch`` has its command line.
+    """Connect to a server; with ``launch``, one that is started before the block and stopped after it.
 
     Args:
         python: interpreter of the installation that is launched, if not this one.
@@ -95,7 +95,8 @@ def make_target(
     except TgisError as error:
         if metrics_url is not None:
             raise
-        source, note = None, f"The server's metrics are missing: {error} Give their address with --metrics-url URL."
+        hint = " Give their address with --metrics-url URL." if connection.url_flag == "--url" else ""
+        source, note = None, f"The server's metrics are missing: {error}{hint}"
     return Target(client, connection.tls_files(address), server, source, note)
 
 

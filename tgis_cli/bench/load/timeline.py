@@ -19,10 +19,10 @@ from tgis_cli.bench.statistics.quantiles import NUM_BATCHES as NUM_LABELS
 from tgis_cli.bench.statistics.quantiles import Clusters, Labels, Runs
 from tgis_cli.bench.statistics.rates import spread
 
-MOST_GAPS = 1 << 18  # handled at once, about 20 MB with what is derived from them; more if one call has more
+MOST_GAPS = 1 << 18  # handled at once: about 20 MB with what is derived from them; a call with more is handled alone
 # Bins of latencies over time: 2 % wide, from a microsecond to three hours.
 MIN_S, MAX_S, BIN_LOG = 1e-6, 1e4, np.log(1.02)
-NUM_BINS = int(np.log(MAX_S / MIN_S) / BIN_LOG) + 2  # the first has what is shorter
+NUM_BINS = int(np.log(MAX_S / MIN_S) / BIN_LOG) + 2  # what is shorter is in the first
 
 Floats = npt.NDArray[np.float32]
 
@@ -57,7 +57,7 @@ def find_arrivals(records: Records, calls: slice, gaps: slice) -> Doubles:
 
 
 class LatencyOverTime:
-    """Percentiles of latencies for each bucket of time, 2 % exact, in memory that does not grow with their number."""
+    """Percentiles of latencies for each bucket of time, accurate to 2 %, in memory that does not grow with them."""
 
     def __init__(self, num_buckets: int) -> None:
         self._counts = np.zeros((num_buckets, NUM_BINS), np.int64)
@@ -68,7 +68,7 @@ class LatencyOverTime:
         self._counts += np.bincount(buckets * NUM_BINS + bins, minlength=size).reshape(self._counts.shape)
 
     def percentile(self, share: float) -> list[float | None]:
-        """Of each bucket; ``None`` where it is empty."""
+        """The percentile of each bucket; ``None`` where it is empty."""
         passed = np.cumsum(self._counts, axis=1)
         bins = np.argmax(passed >= np.maximum(1, np.ceil(share * passed[:, -1:])), axis=1)
         values = MIN_S * np.exp((bins + 0.5) * BIN_LOG)
@@ -88,7 +88,7 @@ class Tokens:
 
 
 def find_buckets(moments: Doubles, edges: Doubles) -> Ints:
-    """The bucket of each moment among equally long ones; the last one has the last edge. Those outside get -1."""
+    """The bucket in which each moment lies, or -1; all are equally long, and the last edge belongs to the last one."""
     num = len(edges) - 1
     buckets: Ints = np.floor((moments - edges[0]) * (num / (edges[-1] - edges[0]))).astype(np.int64)
     buckets[moments == edges[-1]] = num - 1
@@ -158,7 +158,7 @@ def spread_unary(records: Records, edges: Doubles) -> Doubles:
 
 
 def sum_by_call(values: npt.NDArray[Any], sizes: Ints) -> npt.NDArray[Any]:
-    """The sums of values that follow each other by call, of which some have none."""
+    """The sum of each call's values, which follow each other in the order of the calls; a call may have none."""
     dtype = np.float64 if values.dtype.kind == "f" else np.int64
     sums = np.zeros(len(sizes), dtype)
     starts = (np.cumsum(sizes) - sizes)[sizes > 0]

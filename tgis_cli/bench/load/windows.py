@@ -19,7 +19,7 @@ from tgis_cli.bench.load.records import Records
 from tgis_cli.bench.statistics.quantiles import pick_quantile
 
 MIN_SHARE = 1 / 3
-SETTLED_SHARE = 0.95  # of the calls have ended, once a new level has run for this percentile of their durations
+SETTLED_SHARE = 0.95  # of the calls that are sent at the start can have ended when a level counts as steady
 NO_STEADY_STATE = "The level is too short for a steady state: its figures include ramp-up and tail."
 
 
@@ -28,7 +28,7 @@ def find_whole_window(records: Records) -> Window:
 
 
 def find_steady_window(records: Records, arrivals: Arrivals) -> tuple[Window, str | None]:
-    """The steady window, and a sentence where it could not be found and is the whole level."""
+    """The steady window; or the whole level, with a sentence that says why."""
     whole = find_whole_window(records)
     answered = records.status == 0
     for window in suggest_windows(records, arrivals):
@@ -40,7 +40,7 @@ def find_steady_window(records: Records, arrivals: Arrivals) -> tuple[Window, st
 
 
 def belongs_to(records: Records, window: Window) -> npt.NDArray[np.bool_]:
-    """Whether each call belongs to a window: its middle lies there.
+    """Which calls belong to a window: those whose middle lies in it.
 
     Neither long nor short calls are preferred by this, as they would be by "began and ended there".
     """
@@ -49,7 +49,7 @@ def belongs_to(records: Records, window: Window) -> npt.NDArray[np.bool_]:
 
 
 def suggest_windows(records: Records, arrivals: Arrivals) -> Iterator[Window]:
-    """The best first."""
+    """Windows that may be steady, the best first."""
     if not len(records.index):
         return
     if arrivals.concurrency is not None:
@@ -70,7 +70,7 @@ def suggest_closed(records: Records, concurrency: int) -> Iterator[Window]:
 
 
 def find_last_full(records: Records, concurrency: int) -> float | None:
-    """When so many calls were in flight for the last time; ``None`` if they never were."""
+    """The last moment at which so many calls were in flight; ``None`` if there was none."""
     times = np.concatenate((records.due_s, records.end_s))
     steps = np.repeat([1, -1], len(records.index))
     order = np.lexsort((-steps, times))  # at the same moment, a slot is used again before it counts as empty

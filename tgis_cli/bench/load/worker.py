@@ -17,9 +17,10 @@ from multiprocessing.connection import Connection
 
 from tgis_cli.bench.exact_loop import make_exact_loop
 from tgis_cli.bench.http2.channel import Channel, NotConnectedError
+from tgis_cli.bench.load.calls import SERVICE
 from tgis_cli.bench.load.columns import WorkerHealth, read_peak_bytes
-from tgis_cli.bench.load.orders import TICK_S, Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Share, Stop, Totals
-from tgis_cli.bench.load.sender import SERVICE, Sender
+from tgis_cli.bench.load.orders import TICK_S, Cut, Done, Failed, GaveUp, Go, NotConnected, Ready, Setup, Share, Totals
+from tgis_cli.bench.load.sender import Sender
 from tgis_server.child import kill_with_parent
 from tgis_server.errors import GroupFailed, TgisError
 
@@ -30,8 +31,8 @@ class Worker:
     def __init__(self, control: Connection, setup: Setup) -> None:
         self._control = control
         self._setup = setup
-        self._channel = Channel(setup.target, lambda reason: control.send(GaveUp(reason)))
-        target = setup.target
+        self._channel = Channel(setup.endpoint, lambda reason: control.send(GaveUp(reason)))
+        target = setup.endpoint
         self._blocks = {
             True: target.make_block(f"{SERVICE}GenerateStream"),
             False: target.make_block(f"{SERVICE}Generate"),
@@ -59,7 +60,7 @@ class Worker:
             order = self._control.recv()
         except (EOFError, OSError):
             os._exit(0)  # whatever runs, nobody wants it any more
-        if not isinstance(order, Stop):
+        if not isinstance(order, Cut):
             self._orders.put_nowait(order)
         elif self._sender is not None:
             self._sender.cut()
@@ -102,6 +103,7 @@ class Worker:
         health.wall_s = loop.time() - at
         health.num_tokens = sender.recorder.num_tokens
         health.num_queued = self._channel.num_queued - num_queued
+        health.num_dropped = sender.recorder.num_dropped
         health.peak_bytes = read_peak_bytes()
         return Done(sender.recorder.columns, health)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from tgis_cli.bench.compare import Change, Row, Table
+from tgis_cli.bench.compare import Judgment, Row, Table
 from tgis_cli.bench.report.grids import Column, Grid, name_figure, name_unit
 from tgis_cli.bench.report.markdown import escape, write_grid
 from tgis_cli.bench.report.remarks import Remark
@@ -13,11 +13,11 @@ from tgis_cli.bench.report.table import draw_grid, draw_remarks
 from tgis_cli.bench.report.units import UNKNOWN, Unit, choose_unit, write_change
 
 WORDS = {
-    Change.REGRESSION: "REGRESSION",
-    Change.WORSE: "worse",
-    Change.BETTER: "better",
-    Change.NOISE: "noise",
-    Change.UNKNOWN: "?",
+    Judgment.REGRESSION: "REGRESSION",
+    Judgment.WORSE: "worse",
+    Judgment.BETTER: "better",
+    Judgment.NOISE: "noise",
+    Judgment.UNKNOWN: "?",
 }
 COLUMNS = ("old", "new", "change", "interval", "")
 INDENT = "  "

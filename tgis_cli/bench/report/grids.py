@@ -1,4 +1,4 @@
-"""A result as grids of cells, which the text, Markdown and the page write in their own ways."""
+"""A result as grids of cells, which text, Markdown and the page each write in their own way."""
 
 from __future__ import annotations
 
@@ -25,13 +25,18 @@ IN_NAME = re.compile(r"(_per_s|_s|_bytes|_share)\b")  # units, which have their 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Of numbers. Neighbours with the same heading share it."""
+    """A column of numbers. Neighbours with the same heading share it."""
 
     heading: str  # "TTFT"
     name: str  # "p50"
     unit: str  # "ms"; empty for counts
     cells: Sequence[str]
     below: Sequence[str] = ()  # a second line of each cell: the interval
+
+    @property
+    def head(self) -> str:
+        """``TTFT, ms``."""
+        return f"{self.heading}, {self.unit}" if self.unit else self.heading
 
     @property
     def full_name(self) -> str:
@@ -49,7 +54,7 @@ class Grid:
 
 
 def find_detail(result: Result) -> LoadDetail | None:
-    """What only loads have."""
+    """The details of a load; ``None`` for other results."""
     return read_detail(result.detail) if result.kind == "load" and result.detail else None
 
 

@@ -1,4 +1,4 @@
-"""A result as one HTML page that needs nothing else: tables, charts and their data, script and style are in it.
+"""A result as one HTML page that needs nothing else: it contains tables, charts, their data, script and style.
 
 The page cannot make requests: its policy allows no source but its own script and style, by their hashes. The charts are
 drawn by ``assets/charts.js`` and ``assets/page.js`` from the JSON in the page.
@@ -70,7 +70,7 @@ def digest(text: str) -> str:
 
 
 def embed(detail: LoadDetail | None) -> str:
-    """JSON that is safe inside of a script element."""
+    """JSON that is safe inside a script element."""
     facts = drop_nonfinite(asdict(detail)) if detail else None
     return json.dumps(facts, allow_nan=False, separators=(",", ":")).translate(UNSAFE)
 
@@ -80,7 +80,7 @@ def write_charts(detail: LoadDetail) -> str:
 
 
 def format_date(created_at: str) -> str:
-    """``14 March 2026, 15:09 UTC``; what is no date stays as it is."""
+    """``14 March 2026, 15:09 UTC``; anything else stays as it is."""
     try:
         return f"{datetime.fromisoformat(created_at):%-d %B %Y, %H:%M} UTC"
     except ValueError:

@@ -45,7 +45,7 @@ def write_row(cells: Sequence[str]) -> str:
 
 
 def write_fingerprint(result: Result) -> list[str]:
-    """In HTML, as Markdown inside of it would be obeyed by some readers and not by others."""
+    """In HTML, because only some viewers interpret Markdown within it."""
     facts = json.dumps(drop_nonfinite(result.fingerprint), indent=2, ensure_ascii=False)
     text = f"{result.command}\n{result.created_at}\n\n{facts}"
     return ["<details><summary>How it was measured</summary>", "", f"<pre>{html.escape(text)}</pre>", "</details>"]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -45,15 +46,14 @@ class Outputs:
     html: str | None = None
     is_verbose: bool = False
 
-    def check(self, prompts: str | None = None) -> None:
+    def check(self, inputs: Mapping[str, str | Path | None] = MappingProxyType({})) -> None:
         """Called before the measurement, so that it is not lost.
 
         Args:
-            prompts: a file that is read.
+            inputs: by option, the files that the command reads; ``None`` if they are not given.
 
         Raises:
-            UsageError: a file cannot be written, would replace the prompts, or two results would be written to one
-                place.
+            UsageError: a file cannot be written, would replace an input, or two results would be written to one place.
         """
         given = self._given
         for number, (flag, path) in enumerate(given):
@@ -66,12 +66,13 @@ class Outputs:
                 )
             if path == STDOUT:
                 continue
-            if prompts is not None and is_same(prompts, path):
-                raise UsageError(f"{flag} would replace the file of --prompts, {prompts}: choose another file.")
+            for read_by, name in inputs.items():
+                if name is not None and is_same(str(name), path):
+                    raise UsageError(f"{flag} would replace the file of {read_by}, {name}: choose another file.")
             check_file(flag, Path(path))
 
     def refuse(self, why: str) -> None:
-        """For a command that makes no result.
+        """Refuse all files, for a command that makes no result.
 
         Args:
             why: a clause.
@@ -86,7 +87,7 @@ class Outputs:
         """Write all files and name them on stderr; print the table unless something else goes to standard output.
 
         Raises:
-            UsageError: some files cannot be written any more; everything else was.
+            UsageError: some files cannot be written any more; everything else has been written.
         """
         from tgis_cli.bench.report.csv import write_csv
         from tgis_cli.bench.report.html import write_html
@@ -123,15 +124,12 @@ class Outputs:
 
     @property
     def _given(self) -> list[tuple[str, str]]:
-        return [(flag, path) for flag, path in self._paths.items() if path is not None]
-
-    @property
-    def _paths(self) -> dict[str, str | None]:
-        return {"--json": self.json, "--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
+        paths = {"--json": self.json, "--csv": self.csv, "--markdown": self.markdown, "--html": self.html}
+        return [(flag, path) for flag, path in paths.items() if path is not None]
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two names lead to one file, which need not be there yet."""
+    """Whether two names lead to the same file, which need not exist yet."""
     if STDOUT in (one, other):
         return one == other
     with contextlib.suppress(OSError):
@@ -151,7 +149,7 @@ def check_file(flag: str, path: Path) -> None:
         with path.open("ab"):
             pass
         if is_new:
-            path.resolve().unlink()  # of a link, what it leads to
+            path.resolve().unlink()  # for a link, its target
     except OSError as error:
         raise UsageError(explain_failure(flag, str(path), error)) from None
 

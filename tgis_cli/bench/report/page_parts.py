@@ -58,15 +58,12 @@ def write_head(grid: Grid) -> str:
     names = "".join(f'<th scope="col">{clean(column.name)}</th>' for column in grid.columns)
     headings = ""
     if any(column.heading for column in grid.columns):
-        groups = itertools.groupby(grid.columns, key=lambda column: (column.heading, column.unit))
-        spans = "".join(write_heading(*of, len(list(members))) for of, members in groups)
+        groups = itertools.groupby(grid.columns, key=lambda column: column.head)
+        spans = "".join(
+            f'<th scope="colgroup" colspan="{len(list(members))}">{clean(head)}</th>' for head, members in groups
+        )
         headings = f"<tr><th></th>{spans}</tr>"
     return f"{headings}<tr><th>{clean(grid.corner)}</th>{names}</tr>"
-
-
-def write_heading(heading: str, unit: str, number: int) -> str:
-    text = f"{heading}, {unit}" if unit else heading
-    return f'<th scope="colgroup" colspan="{number}">{clean(text)}</th>'
 
 
 def write_cells(grid: Grid, number: int) -> str:
@@ -129,7 +126,7 @@ def write_facts(facts: Iterator[tuple[str, str]]) -> str:
 
 
 def write_setup(result: Result) -> str:
-    """The command, then what it ran on and with, by group."""
+    """The command, then the machine, the versions and the options, by group."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for title, facts in (("Origin", result.fingerprint), ("Shape", result.shape), ("Options", result.options)):
         for name, value in facts.items():
@@ -152,7 +149,7 @@ def name_group(name: str) -> str:
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Leaves with the names on the way to them, without those that are empty."""
+    """Values with the names that lead to them, without empty ones."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             yield from flatten(each, f"{name} {clean_name(key)}".strip())

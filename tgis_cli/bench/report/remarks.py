@@ -1,4 +1,4 @@
-"""What is to be said about a result, in the order of its weight."""
+"""Remarks on a result, the most important ones first."""
 
 from __future__ import annotations
 

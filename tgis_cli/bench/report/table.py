@@ -1,4 +1,4 @@
-"""A result as text for a terminal: a row for each load, details of one, and what is to be said about them."""
+"""A result as text for a terminal: a row for each load, details of each, and remarks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from tgis_cli.bench.load.detail import Level
 from tgis_cli.bench.report.facts import Fact, describe_level
-from tgis_cli.bench.report.grids import Column, Grid, drop_columns, find_detail, make_grids, make_percentile_grid
+from tgis_cli.bench.report.grids import Grid, drop_columns, find_detail, make_grids, make_percentile_grid
 from tgis_cli.bench.report.remarks import Remark, make_remarks
 from tgis_cli.bench.report.subject import describe_subject
 from tgis_cli.bench.result import Result
@@ -16,10 +16,10 @@ from tgis_server.words.control_characters import escape_controls
 from tgis_server.words.layout import GAP, count_columns, lay_out, wrap
 
 COLORS = {"problem": "1;31", "failed": "33", "cut": "33"}
-# Columns that go where there is no room, in this order: of the details, and of the table.
+# Columns that are dropped where there is no room, in this order: from the details, and from the table.
 DROPPABLE = ("mean", "p90", "samples", "p99.9", "max")
 DROPPABLE_RATES = ("/s",)
-MIN_LABEL = 9  # columns that the first words of sentences take, so that those of most results are aligned
+MIN_LABEL = 9  # columns of a label, so that sentences begin at the same place in most results
 
 
 def describe_result(result: Result, width: int | None, *, verbose: bool, is_colored: bool) -> list[str]:
@@ -27,7 +27,7 @@ def describe_result(result: Result, width: int | None, *, verbose: bool, is_colo
 
     Args:
         width: of the terminal; ``None`` leaves lines whole.
-        verbose: with percentiles and what the server says for each level, which one level alone always has.
+        verbose: include percentiles and the server's view of each level; a single level always has them.
         is_colored: headings are dimmed, and problems are red.
     """
     subject = describe_subject(result)
@@ -43,7 +43,7 @@ def describe_result(result: Result, width: int | None, *, verbose: bool, is_colo
 
 
 def describe_levels(levels: Sequence[Level], width: int | None, *, is_colored: bool) -> Iterator[list[str]]:
-    """For each level its percentiles, and then what else is known of it."""
+    """For each level its percentiles, and then other facts about it."""
     grids = narrow([make_percentile_grid(level) for level in levels], width, DROPPABLE)
     for level, grid in zip(levels, grids, strict=True):
         title = [paint(escape_controls(level.title), BOLD, is_colored=is_colored)] if len(levels) > 1 else []
@@ -56,7 +56,7 @@ def describe_levels(levels: Sequence[Level], width: int | None, *, is_colored: b
 
 
 def narrow(grids: Sequence[Grid], width: int | None, droppable: Sequence[str]) -> Sequence[Grid]:
-    """Without as many columns as it takes, or whole where that does not suffice."""
+    """The grids without as many droppable columns as needed to fit; whole if they do not even fit without all."""
     for number in range(len(droppable) + 1):
         narrowed = [drop_columns(grid, *droppable[:number]) for grid in grids]
         if width is None or all(measure(grid) <= width for grid in narrowed):
@@ -87,13 +87,8 @@ def draw_grid(grid: Grid, width: int | None, *, is_colored: bool) -> list[str]:
 def draw_headings(grid: Grid, sizes: Sequence[int]) -> Iterator[str]:
     """Each heading at the right end of its columns."""
     columns = zip(grid.columns, sizes, strict=True)
-    for heading, members in itertools.groupby(columns, key=lambda item: head(item[0])):
+    for heading, members in itertools.groupby(columns, key=lambda item: item[0].head):
         yield fill_left(heading, sum(GAP + size for _, size in members))
-
-
-def head(column: Column) -> str:
-    """``TTFT, ms``."""
-    return f"{column.heading}, {column.unit}" if column.unit else column.heading
 
 
 def find_sizes(grid: Grid) -> list[int]:
@@ -101,7 +96,7 @@ def find_sizes(grid: Grid) -> list[int]:
         max(count_columns(text) for text in (column.name, *column.cells, *column.below)) for column in grid.columns
     ]
     start = 0
-    for heading, members in itertools.groupby(grid.columns, key=head):
+    for heading, members in itertools.groupby(grid.columns, key=lambda column: column.head):
         number = len(list(members))
         room = sum(sizes[start : start + number]) + GAP * (number - 1)
         sizes[start] += max(0, count_columns(heading) - room)
@@ -144,7 +139,7 @@ def draw_facts(facts: Sequence[Fact], width: int | None) -> list[str]:
 
 
 def draw_remarks(remarks: Sequence[Remark], width: int | None, *, is_colored: bool) -> list[str]:
-    """Sentences with their first words aligned."""
+    """Sentences, aligned after their labels."""
     size = max([MIN_LABEL, *(len(remark.label) + GAP for remark in remarks)])
     lines = []
     for remark in remarks:

@@ -10,9 +10,9 @@ from typing import TypeGuard
 UNKNOWN = "-"
 LONG_S, SHORT_S = 10.0, 0.5  # a column that reaches the first, or stays above the second, is in seconds
 MAX_DECIMALS = 3
-DIGITS = 3  # that are significant; more than a measurement can mean
-MANY = 100.0  # times the old value, from which percents are no words for a change
-ABSURD = 1e12  # of any unit, so that a wrong figure does not widen its table
+DIGITS = 3  # significant ones; more would exceed any measurement's precision
+MANY = 100.0  # times the old value; larger changes are not written in percent
+ABSURD = 1e12  # in any unit; larger values get an exponent, so that a wrong figure does not widen its table
 BYTES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
@@ -21,7 +21,7 @@ class Unit:
     """How the values of a column are written."""
 
     name: str  # "ms"; empty for counts
-    per_base: float = 1.0  # so many of it are one second, byte or other unit of the result
+    per_base: float = 1.0  # how many of it make one second, byte or other unit of the result
     decimals: int = 0  # at most; larger values have fewer
 
     def format(self, value: float | None) -> str:
@@ -70,7 +70,7 @@ def magnitude(value: float) -> int:
 def write_change(*ratios: float) -> str:
     """``+4.5 %`` for a ratio of 1.045; ``-1.0 to +4.5 %`` for two, the ends of an interval.
 
-    Large ones are written as ``120x``, and an upper end that tells nothing is left out: ``-1.0 % or more``.
+    Large ratios are written as ``120x``, and an upper end that says nothing is left out: ``-1.0 % or more``.
     """
     if not ratios or not is_known(ratios[0]):
         return UNKNOWN

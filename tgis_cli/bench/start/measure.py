@@ -1,4 +1,4 @@
-"""``tgis bench start``: cold and warm starts in turn, each measured by what the server and the kernel say of it."""
+"""``tgis bench start``: cold and warm starts in turn, each measured by what the server and the kernel say about it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Starts:
     done: list[Start] = field(default_factory=list)
 
     def measure(self, *, is_cold: bool) -> None:
-        """Start a server, note what it took, and stop it. A signal leaves it out.
+        """Start a server, note what it took, and stop it. A start that a signal interrupts does not count.
 
         Raises:
             TgisError: the server could not start; with its own sentence.

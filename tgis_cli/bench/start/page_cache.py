@@ -1,4 +1,4 @@
-"""The model's files in the kernel's page cache: dropped for a cold start, and looked at to know that it was one."""
+"""The model's files in the kernel's page cache: dropped before a cold start, and counted to see whether it was one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drop(files: Iterable[Path]) -> None:
 def share_in_memory(files: Iterable[Path]) -> float | None:
     """The share of the files' pages that the kernel holds; ``None`` if it does not tell.
 
-    It tells only about files that this user may write, and calls all pages of others present.
+    It tells only about files that this user may write: of others, it would call all pages present.
     """
     held = total = 0
     for path in files:

@@ -10,7 +10,7 @@ import numpy as np
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2  # outside of an interval, on each side
 Z = NormalDist().inv_cdf(1 - TAIL)
-REACH = 12.0  # standard deviations, beyond which there is no probability to count
+REACH = 12.0  # standard deviations; the probability beyond them is negligible
 
 
 @lru_cache(maxsize=256)
@@ -19,7 +19,7 @@ def binomial_ranks(num: int, share: float) -> tuple[int | None, int | None]:
 
     With B ~ Binomial(num, share): ``low`` is the largest rank with P(B < low) ≤ 2.5 %, ``high`` the smallest with
     P(B ≥ high) ≤ 2.5 %. ``None`` where no rank is that far out: there are too few samples. The probabilities are
-    exact but for terms beyond twelve standard deviations.
+    exact except for terms beyond twelve standard deviations.
     """
     if num < 1:
         return None, None
@@ -38,7 +38,7 @@ def binomial_ranks(num: int, share: float) -> tuple[int | None, int | None]:
 
 @lru_cache(maxsize=256)
 def student_t_quantile(probability: float, freedom: int) -> float:
-    """Of Student's t distribution, for probabilities above one half.
+    """A quantile of Student's t distribution, for probabilities above one half.
 
     With t = √freedom · tan θ, the density in θ is proportional to cos θ to the power of ``freedom - 1``; its integral
     is inverted on a fine grid.

@@ -4,11 +4,11 @@ The interval of a percentile is that between two order statistics, whose ranks f
 needs no assumption about the shape of the latencies. Its ranks are those of the *effective* number of samples
 (Woodruff, "Confidence intervals for medians and other position measures", 1952; Korn and Graubard, "Confidence
 intervals for proportions with small expected number of positive counts estimated from survey data", 1998): samples that
-belong together, as the gaps of one request or of one second, say less than as many independent ones. How much less is
-seen from how the share of samples below the percentile differs between clusters. Of several ways to group the samples,
-the one counts that leaves the fewest.
+belong together, as the gaps of one request or of one second, say less than as many independent ones. How much less
+follows from how much the share of samples below the percentile differs between clusters. If there are several ways to
+group the samples, the one that leaves the fewest effective samples counts.
 
-A percentile is given only if both ends of its interval exist, which takes so many effective samples: 6 for p50, 36 for
+A percentile is given only if both ends of its interval exist. This takes so many effective samples: 6 for p50, 36 for
 p90, 72 for p95, 368 for p99, 3,688 for p99.9 (share^n ≤ 2.5 %).
 """
 
@@ -25,9 +25,9 @@ import numpy.typing as npt
 from tgis_cli.bench.result import PERCENTILES, Estimate
 from tgis_cli.bench.statistics.distributions import TAIL, Z, binomial_ranks, student_t_quantile
 
-NUM_BATCHES = 20  # each longer than what makes neighbours alike, and still enough of them to see their spread
-# Fewer samples say too little about their likeness, and are taken as independent. So many are what p95 needs and twice
-# what p90 needs: checked earlier, p90 would be given for some samples, and not for a few more.
+NUM_BATCHES = 20  # the spread between batches needs more of them than a rate needs parts (12); none are joined
+# Fewer samples do not show how alike they are, and count as independent. p95 needs 72, and p90 half of that: with a
+# lower number here, p90 would be given for some number of samples, and not for a few more.
 MIN_BATCHED = 72
 MIN_BATCH = 4
 CHUNK = 1 << 20  # labels that are counted at once: numpy widens them to 8 bytes
@@ -49,7 +49,7 @@ class Clusters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Groups of samples that follow each other."""
+    """Groups of consecutive samples."""
 
     sizes: Counts  # none is 0
 
@@ -59,7 +59,7 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Groups by a small number at each sample."""
+    """Groups by the small number that each sample has."""
 
     labels: npt.NDArray[np.uint8]
     sizes: Counts
@@ -120,15 +120,15 @@ def can_bound(num: int, share: float) -> bool:
     return share**num <= TAIL
 
 
-def pick_ranks(samples: Samples, ranks: Sequence[int]) -> list[float]:
+def pick_ranks(samples: Samples | Sequence[float], ranks: Sequence[int]) -> list[float]:
     """The order statistics of these ranks, from 1, without sorting all samples."""
     if not ranks:
         return []
-    parted = np.partition(samples, sorted({rank - 1 for rank in ranks}))
+    parted = np.partition(np.asarray(samples), sorted({rank - 1 for rank in ranks}))
     return [float(parted[rank - 1]) for rank in ranks]
 
 
-def pick_quantile(samples: Samples, share: float) -> float:
+def pick_quantile(samples: Samples | Sequence[float], share: float) -> float:
     """The smallest sample that at least its share of the samples, of which there are some, does not exceed."""
     return pick_ranks(samples, [max(1, math.ceil(len(samples) * share))])[0]
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from tgis_cli.bench.result import Estimate
 from tgis_cli.bench.statistics.distributions import TAIL, Z, student_t_quantile
 
-NUM_BATCHES = 12  # of the steady window, to be joined in pairs or threes
-BATCHINGS = (12, 6, 4)  # with fewer, the interval is wider than what it is about
-CALLS_PER_BATCH = 2.0  # in their mean duration: neighbours that share too many calls are alike, as they must not be
-MIN_EVENTS = 2 * NUM_BATCHES  # fewer leave batches empty by chance
+NUM_PARTS = 12  # of the steady window: many enough for Student's interval, and 2 or 3 can be joined without a rest
+JOINED_PARTS = (12, 6, 4)  # with fewer, the interval would be wider than the rate itself
+MIN_DURATIONS = 2.0  # of a request in a part: neighbouring parts with the same requests in progress are alike
+MIN_EVENTS = 2 * NUM_PARTS  # with fewer, some parts are empty by chance
 
 
 def estimate_mean(values: Sequence[float]) -> Estimate:
@@ -28,22 +28,20 @@ def estimate_mean(values: Sequence[float]) -> Estimate:
     return Estimate(mean, max(0.0, mean - half), mean + half)
 
 
-def estimate_rate(
-    amounts: npt.NDArray[np.float64], batch_s: float, num_events: int, *, call_s: float = 0.0
-) -> Estimate:
+def estimate_rate(amounts: npt.NDArray[np.float64], part_s: float, num_events: int, *, call_s: float = 0.0) -> Estimate:
     """The rate per second by the method of batch means.
 
     Args:
-        amounts: what was done in each of ``NUM_BATCHES`` batches, which are equally long and follow each other.
-        num_events: behind them.
-        call_s: mean duration of the calls if what they do counts evenly over it. Batches are joined until they are
-            long beside it; if too few of them are left, there is no interval.
+        amounts: what was done in each of ``NUM_PARTS`` parts, which are equally long and follow each other.
+        num_events: how many tokens or requests these amounts count.
+        call_s: mean duration of a request, if what it does counts evenly over this time. Parts are joined until they
+            are long enough beside it; if too few of them are left, there is no interval.
     """
-    if batch_s <= 0:
+    if part_s <= 0:
         return Estimate(0.0)
-    length_s = batch_s * len(amounts)
+    length_s = part_s * len(amounts)
     rate = float(amounts.sum()) / length_s
-    num = next((num for num in BATCHINGS if length_s / num >= CALLS_PER_BATCH * call_s), None)
+    num = next((num for num in JOINED_PARTS if length_s / num >= MIN_DURATIONS * call_s), None)
     if num_events < MIN_EVENTS or num is None:
         return Estimate(rate)
     return estimate_mean((amounts.reshape(num, -1).sum(axis=1) / (length_s / num)).tolist())

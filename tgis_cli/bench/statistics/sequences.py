@@ -1,11 +1,11 @@
-"""An interval for a mean that stays valid although one looks at it after every sample and stops when one likes."""
+"""An interval for a mean that stays valid even if it is checked after every sample and sampling stops at any time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-ALPHA = 0.005  # the chance that the interval ever misses the mean, over all looks together
+ALPHA = 0.005  # the chance that the interval ever misses the mean, over all checks together
 
 
 def find_reach(samples: Sequence[float], alpha: float = ALPHA) -> float:
@@ -14,7 +14,7 @@ def find_reach(samples: Sequence[float], alpha: float = ALPHA) -> float:
     The samples are taken as normal with unknown mean and variance. For each candidate mean, the likelihood ratio of
     Student's t statistic is averaged over effect sizes (mean divided by deviation) that are standard normal. That is a
     martingale from 1, which ever exceeds 1/alpha with a chance of at most alpha (Ville); candidates for which it does
-    are outside of the interval. See T. L. Lai, "On confidence sequences", Annals of Statistics 4 (1976), and H. Wang
+    are outside the interval. See T. L. Lai, "On confidence sequences", Annals of Statistics 4 (1976), and H. Wang
     and A. Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown variance", Sequential
     Analysis 44 (2025). Tails that are heavier than normal make it wider, not wrong: the statistic is divided by the
     deviation that they enlarge.

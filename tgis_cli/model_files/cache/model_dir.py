@@ -14,7 +14,7 @@ from tgis_cli.model_files.cache.location import is_homeless
 from tgis_server import failures
 from tgis_server.errors import ModelNotFound, UsageError
 from tgis_server.host.regular_file import read_regular
-from tgis_server.words.close_words import find_close, or_list
+from tgis_server.words.close_words import did_you_mean, find_close, or_list
 
 PREFIX = "models--"
 DEMO = "demo"  # the name of the model that comes with TGIS
@@ -90,10 +90,18 @@ def find_model(name: str, revision: str | None, cache_dir: Path) -> Path:
     """
     try:
         return find_model_dir(name, revision, cache_dir)
-    except ModelNotFound:
-        if name != DEMO or os.path.lexists(name) or os.path.lexists(cache_dir / model_folder_name(name)):
+    except ModelNotFound as error:
+        if os.path.lexists(name) or os.path.lexists(cache_dir / model_folder_name(name)):
             raise
-        return DEMO_MODEL_DIR
+        if name == DEMO:
+            return DEMO_MODEL_DIR
+        raise ModelNotFound(f"{error}{suggest_demo(name)}") from error
+
+
+def suggest_demo(name: str) -> str:
+    """`` Did you mean demo?`` for a misspelt name of the demo model, otherwise empty."""
+    hint = "" if "/" in name or name == DEMO else did_you_mean(name, [DEMO])
+    return hint and f" {hint}"
 
 
 def find_close_models(name: str, cache_dir: Path) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from tgis_cli.model_files.download.fetch_worker import Job
 from tgis_cli.model_files.download.hub_token import HubToken, export_token
 from tgis_cli.model_files.download.selection import Selection
 from tgis_cli.terminal.progress import Progress, format_seconds
-from tgis_cli.terminal.stop_signals import Interrupted, stopping_by
+from tgis_cli.terminal.stop_signals import Stop
 from tgis_server.errors import HubError, ModelError, NotEnoughDevices, UsageError
 from tgis_server.host.interpreter import make_command, make_environment
 from tgis_server.words.signals import signal_name
@@ -102,19 +101,17 @@ class Fetching:
         num_lanes = min(self._options.num_parallel, num_large + 1, len(files))
         death_fd, only_writer = os.pipe()  # closed by the kernel when this process ends
         work = asyncio.ensure_future(self._run_lanes(num_lanes, death_fd))
-        stopped: list[signal.Signals] = []
-        loop = asyncio.get_running_loop()
+        stop, loop = Stop(), asyncio.get_running_loop()
 
-        def stop(number: signal.Signals) -> None:
-            stopped.append(number)
+        def cancel() -> None:
             loop.call_soon_threadsafe(work.cancel)
 
         try:
-            with stopping_by(stop):
+            with stop.calling(cancel):
                 await work
         except asyncio.CancelledError:
             kept = format_bytes(self._progress.done_bytes)
-            raise Interrupted(stopped[0], f"{kept} is kept, and the same command resumes from there.") from None
+            raise stop.as_error(f"{kept} is kept, and the same command resumes from there.") from None
         except BaseExceptionGroup as group:
             raise first_error(group) from group
         finally:
