@@ -109,12 +109,16 @@ class Client:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = GenerationServiceStub(channel)
         self._is_stopped = False
-        self.num_streaming = 0
+        self.num_streaming = 0  # long streams that have received a token
         self.streams: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
 
-    async def run_streams(self, num_tokens: int) -> None:
-        await asyncio.gather(*(self._note(self.streams, self._stream(num_tokens)) for _ in range(NUM_STREAMS)))
+    async def run_streams(self, number: int, num_tokens: int) -> None:
+        def count_one() -> None:
+            self.num_streaming += 1
+
+        streams = (self._note(self.streams, self._stream(num_tokens, count_one)) for _ in range(number))
+        await asyncio.gather(*streams)
 
     async def run_callers(self) -> None:
         await asyncio.gather(*(self._call_repeatedly(number) for number in range(NUM_CALLERS)))
@@ -133,11 +137,12 @@ class Client:
         except grpc.aio.AioRpcError as error:
             ends[f"{error.code().name} {error.details()}"] += 1
 
-    async def _stream(self, num_tokens: int) -> str:
+    async def _stream(self, num_tokens: int, note_start: Callable[[], None] = lambda: None) -> str:
         request = pb.SingleGenerationRequest(request={"text": "Once upon a time"}, params=exactly(num_tokens))
         num_received, reason = 0, pb.NOT_FINISHED
         async for frame in self._stub.GenerateStream(request, timeout=30):
-            self.num_streaming += not num_received and frame.generated_token_count > 0
+            if not num_received and frame.generated_token_count:
+                note_start()
             num_received, reason = frame.generated_token_count, frame.stop_reason
         return f"{pb.StopReason.Name(reason)} after {num_received}"
 
@@ -152,12 +157,13 @@ def exactly(num_tokens: int) -> pb.Parameters:
     return pb.Parameters(stopping=pb.StoppingCriteria(min_new_tokens=num_tokens, max_new_tokens=num_tokens))
 
 
-async def update(client: Client, old: Any, new: Any) -> None:
-    """Stop the old server while its streams run, and go on calling until it has been gone for a moment."""
-    streams = asyncio.create_task(client.run_streams(250))
-    await until(lambda: client.num_streaming == NUM_STREAMS)
+async def update(client: Client, old: Any, new: Any, *, callers_use: list[Any], num_streams: int) -> None:
+    """Stop the old server while 20 streams run there, and go on calling until it has been gone for a moment."""
     callers = asyncio.create_task(client.run_callers())
-    await until(lambda: client.calls.total() > 2 * NUM_CALLERS)
+    for server in callers_use:
+        await wait_for_calls(server)
+    streams = asyncio.create_task(client.run_streams(num_streams, 250))
+    await until(lambda: client.num_streaming == num_streams)
     before = count_calls(new)
     old.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(old.wait) == 0
@@ -166,10 +172,16 @@ async def update(client: Client, old: Any, new: Any) -> None:
     client.stop_callers()
     await asyncio.gather(streams, callers)
 
-    assert client.streams == {"MAX_TOKENS after 250": NUM_STREAMS}
+    assert client.streams == {"MAX_TOKENS after 250": num_streams}
     assert set(client.calls) == {"MAX_TOKENS after 2"}
-    assert re.search(r"draining: 20 calls in flight, \d+ s left", old.stderr)  # when it refused new calls already
+    refusing = re.findall(r"draining: (\d+) calls in flight, \d+ s left", old.stderr)  # new calls, after the delay
+    assert max(map(int, refusing)) >= NUM_STREAMS
     assert count_calls(new) > before + 2 * NUM_CALLERS
+
+
+async def wait_for_calls(server: Any) -> None:
+    while not await asyncio.to_thread(count_calls, server):  # noqa: ASYNC110  the server sends no event
+        await asyncio.sleep(0.05)
 
 
 def count_calls(server: Any) -> float:
@@ -185,18 +197,19 @@ def test_a_client_that_watches_the_health_of_all_servers_loses_no_call(launch: S
 
     async def test() -> None:
         async with grpc.aio.insecure_channel(f"ipv4:{old.address},{new.address}", options=options) as channel:
-            await update(Client(channel), old, new)
+            both = [old, new]
+            await update(Client(channel), old, new, callers_use=both, num_streams=2 * NUM_STREAMS)
 
     asyncio.run(asyncio.wait_for(test(), DEADLINE_S))
 
 
 def test_a_client_that_knows_only_the_address_of_a_service_loses_no_call(launch: Start):
     """Connections stay with the old server until --max-connection-age, so this must be less than --drain-delay."""
-    old, new = (launch(*SERVER, "--max-connection-age", "1") for _ in range(2))
+    old, new = (launch(*SERVER, "--max-connection-age", "1.5") for _ in range(2))
 
     async def test() -> None:
         service = Service([old, new])
         async with service.running(), grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
-            await update(Client(channel), old, new)
+            await update(Client(channel), old, new, callers_use=[old], num_streams=NUM_STREAMS)
 
     asyncio.run(asyncio.wait_for(test(), DEADLINE_S))
