@@ -20,8 +20,7 @@ from running import make_running
 from tgis_cli.clients.server_status import State, Status
 from tgis_cli.decide import preflight
 from tgis_cli.decide.preflight import check_before_start, check_memory, check_sockets, wait_for_port
-from tgis_cli.decide.resolve import Resolved
-from tgis_cli.launch.prepare import prepare
+from tgis_cli.launch.prepare import Prepared, open_run_dir, prepare
 from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_server.engines.native.memory import MemoryRequest, RankMemory
 from tgis_server.errors import NotEnoughDevices, UsageError
@@ -251,28 +250,28 @@ def test_a_signal_during_the_checks_leaves_no_directory(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(preflight, "check_ports", check)
     with pytest.raises(SystemExit), contextlib.ExitStack() as undo:
-        asyncio.run(prepare(loaded, {}, [], undo))
+        asyncio.run(prepare(loaded, {}, [], open_run_dir(loaded.config, undo)))
 
     assert len(seen) == 1
     assert not list(tmp_path.iterdir())
 
 
-def start(tmp_path: Path, environ: dict[str, str], **flags: Any) -> tuple[Resolved, Run]:
+def start(tmp_path: Path, environ: dict[str, str], **flags: Any) -> Prepared:
     loaded = load_config({"run_dir": str(tmp_path), "grpc_port": "0", "port": "0"} | flags, environ)
     with contextlib.ExitStack() as undo:
-        return asyncio.run(prepare(loaded, environ, [], undo))
+        return asyncio.run(prepare(loaded, environ, [], open_run_dir(loaded.config, undo)))
 
 
 def test_a_start_on_a_healthy_machine_gives_no_warnings_and_checks_in_less_than_a_second(tmp_path: Path):
-    resolved, run = start(tmp_path, {})
+    prepared = start(tmp_path, {})
 
-    begun = dict(run.launcher_phases)
-    assert resolved.warnings == ()
+    begun = dict(prepared.run.launcher_phases)
+    assert prepared.resolved.warnings == ()
     assert begun["spawning"] - begun["checking"] < 1.0
 
 
 def test_a_start_warns_of_harmless_problems(tmp_path: Path):
-    resolved, _ = start(tmp_path, {"PYTHONDEVMODE": "1", "MAX_SEQ_LENGTH": "7"})
+    resolved = start(tmp_path, {"PYTHONDEVMODE": "1", "MAX_SEQ_LENGTH": "7"}).resolved
 
     assert resolved.warnings == (
         "The variable MAX_SEQ_LENGTH is not an option. Did you mean MAX_SEQUENCE_LENGTH?",
@@ -294,7 +293,7 @@ def test_a_start_without_preflight_checks_nothing_and_says_so(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         environ = {"SKIP_PREFLIGHT": "1", "PORT": str(taken.getsockname()[1]), "PYTHONDEVMODE": "1"}
 
-        resolved, _ = start(tmp_path, environ, port=None)
+        resolved = start(tmp_path, environ, port=None).resolved
 
     assert resolved.warnings == (
         "nothing was checked before startup (--skip-preflight): problems will only show up later",
