@@ -9,6 +9,7 @@ the building machine, so that equal inputs give equal layers.
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import re
 import shutil
@@ -53,7 +54,7 @@ def main(environ: Mapping[str, str]) -> None:
     say("making a virtual environment")
     wheel = find_wheel(environ.get("VERSION", ""))
     pip = make_pip(environ.get("WHEELS", ""))
-    run([find_base_python(), "-I", "-m", "venv", "--without-pip", HOME])
+    run([find_base_python(), "-I", "-m", "venv", "--clear", "--without-pip", HOME])
     say("installing PyTorch")
     install_torch(pip, environ.get("TORCH") or "cpu")
     (site,) = HOME.glob("lib/python*/site-packages")
@@ -85,6 +86,7 @@ def run(command: Sequence[object]) -> None:
     subprocess.run([str(word) for word in command], check=True)
 
 
+@functools.cache  # the first call comes before anything of the base is replaced
 def find_base_python() -> Path:
     """The base's own interpreter, even where its `python3` is that of a virtual environment."""
     return Path(sys.executable).resolve()
