@@ -45,7 +45,7 @@ SYSTEM_FILES = (  # copied if the base has them
 )
 MODES = {Path("tmp"): 0o1777, Path("models"): 0o775}  # other than those of all folders and files
 # pip's words for: the package index does not have this version.
-NOT_FOUND = ("No matching distribution found", "Could not find a version")
+NOT_FOUND = ("No matching distribution", "Could not find a version")
 
 
 def main(environ: Mapping[str, str]) -> None:

@@ -36,6 +36,7 @@ USAGE, NO_TOOL = 2, 3
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
+    os.umask(0o022)  # modes are part of the wheel and the image
     for folder in (options.wheels, options.model):
         if folder and not folder.is_dir():
             print(f"{folder} is not a folder.", file=sys.stderr)
@@ -139,7 +140,8 @@ def collect_context(wheel: Path, wheels: Path | None, model: Path | None) -> Ite
     """A folder with what the image is built from: large files as hard links, where that is possible."""
     folders = {"wheels": wheels} | ({f"model/{model.resolve().name}": model} if model else {})
     CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="context-") as folder:
+    place = os.environ.get("TMPDIR") or CACHE  # not /tmp, which is often small, and another disk than the model's
+    with tempfile.TemporaryDirectory(dir=place, prefix="context-") as folder:
         context = Path(folder, "context")
         for name in CONTEXT_FILES:
             copy(ROOT / name, context / name)

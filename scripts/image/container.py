@@ -29,7 +29,7 @@ class Image:
     """A mounted image, and what its configuration says."""
 
     root: Path
-    working_folder: str
+    settings: dict[str, Any]
     environ: dict[str, str]
 
 
@@ -132,7 +132,7 @@ def start(
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [*WITH_PARENT, *unshare, *confine, *command],
-                env=own | {"WORKDIR": image.working_folder},
+                env=own | {"WORKDIR": image.settings["WorkingDir"]},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

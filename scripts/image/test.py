@@ -1,8 +1,7 @@
 """Build the image twice and try it; `make image-test` runs this, as root, on a Debian machine.
 
 It needs buildah, debootstrap, util-linux and what pip needs to find the packages, but no registry of images: the base
-is a small Debian, made once and kept in .cache/image. All mounts belong to a private mount namespace, so none remains
-however this ends. Exits with 1 if a check fails, and with 2 if something is missing.
+is a small Debian, made once and kept in .cache/image. No mount or process remains, however this ends. Exits with 1 if a check fails, and with 2 if something is missing.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from container import UID, Image, Running, start
+from container import UID, WITH_PARENT, Image, Running, start
 from pip_settings import read_pip_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +31,14 @@ BASE_FOLDER = CACHE / "base-bookworm"
 WORK = CACHE / "test"
 BUILDAH = shutil.which("buildah") or "buildah"
 BASE = "localhost/tgis-base:bookworm"
-PACKAGES = {"buildah": "buildah", "debootstrap": "debootstrap", "unshare": "util-linux", "nsenter": "util-linux"}
-PRIVATE = "TGIS_IMAGE_TEST_NAMESPACE"  # set in the private mount namespace
+PACKAGES = {
+    "buildah": "buildah",
+    "debootstrap": "debootstrap",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+}
+INSIDE = "--inside"  # tells the script that it is in its namespaces
 MAX_BYTES_BUT_TORCH = 250_000_000
 NUM_STREAMS = 4
 NUM_TOKENS = 1000
@@ -60,19 +64,42 @@ def main() -> int:
     if missing or os.geteuid() != 0:
         print(f"The image is tried as root, with {', '.join(sorted(set(PACKAGES.values())))}.", file=sys.stderr)
         return 2
-    if PRIVATE not in os.environ:
-        os.environ[PRIVATE] = "1"
-        unshare = ["unshare", "--mount", "--propagation", "private", sys.executable, *sys.argv]
-        os.execvp(unshare[0], unshare)  # noqa: S606 - no shell is wanted
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is removed
+    if sys.argv[1:] != [INSIDE]:
+        return run_inside()
     trial = Trial()
     try:
-        with working_folder():
-            try_all(trial)
-    except (subprocess.CalledProcessError, TimeoutError, OSError) as error:
-        trial.check(f"the trial went to its end: {error}", False)
+        prepare_storage()
+        try_all(trial)
+    except (subprocess.SubprocessError, OSError) as error:
+        trial.check(f"the trial goes to its end: {error}", False)
     print(f"\n{trial.num_passed} passed, {trial.num_failed} failed")
     return 1 if trial.num_failed else 0
+
+
+def run_inside() -> int:
+    """Run this script in namespaces of its own, where all mounts and processes end with it, and remove its images."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    remove_folder(WORK)
+    namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
+    command = [*WITH_PARENT, "/usr/bin/unshare", *namespaces, sys.executable, __file__, INSIDE]
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        finally:
+            process.kill()
+            process.wait()
+            remove_folder(WORK)
+
+
+def remove_folder(folder: Path) -> None:
+    """Processes of a killed trial may need a moment to end."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.5)
 
 
 class Trial:
@@ -93,10 +120,8 @@ class Trial:
             print("".join(f"       | {line}\n" for line in str(details).splitlines()[-30:]), end="", flush=True)
 
 
-@contextmanager
-def working_folder() -> Iterator[None]:
-    """An empty folder for the images, which are removed at the end, or by the next trial if this one is killed."""
-    shutil.rmtree(WORK, ignore_errors=True)
+def prepare_storage() -> None:
+    """Give buildah an empty place for images."""
     (WORK / "tmp").mkdir(parents=True)
     configuration = WORK / "storage.conf"
     os.environ |= {
@@ -109,11 +134,6 @@ def working_folder() -> Iterator[None]:
         configuration.write_text(f'[storage]\ndriver = "{driver}"\ngraphroot = "{place}"\nrunroot = "{place}-run"\n')
         if subprocess.run([BUILDAH, "info"], capture_output=True, check=False).returncode == 0:
             break
-    try:
-        yield
-    finally:
-        buildah("umount", "--all", check=False)
-        shutil.rmtree(WORK, ignore_errors=True)
 
 
 def buildah(*arguments: str | Path, check: bool = True) -> str:
@@ -130,6 +150,7 @@ def try_all(trial: Trial) -> None:
     trial.check("two builds of the same commit have the same digest", images[0] == images[1], images)
     print_layers(trial, "first")
     image = mount_image("first")
+    check_settings(trial, image)
     check_files(trial, image.root)
     with tempfile.TemporaryDirectory() as volume:
         os.chown(volume, UID, 0)
@@ -186,7 +207,7 @@ def build_image(trial: Trial, tag: str, umask: int = 0o022, **environ: str) -> s
 def mount_image(tag: str) -> Image:
     settings = json.loads(buildah("inspect", "--type", "image", f"tgis-trial:{tag}"))["OCIv1"]["config"]
     root = Path(buildah("mount", buildah("from", "--pull-never", f"tgis-trial:{tag}")))
-    return Image(root, settings["WorkingDir"], dict(value.split("=", 1) for value in settings["Env"]))
+    return Image(root, settings, dict(value.split("=", 1) for value in settings["Env"]))
 
 
 def print_layers(trial: Trial, tag: str) -> None:
@@ -196,10 +217,10 @@ def print_layers(trial: Trial, tag: str) -> None:
     sizes = {
         layer.get("diff-digest"): layer["diff-size"] for layer in json.loads(file.read_text()) if "diff-size" in layer
     }
-    steps = [step["created_by"] for step in image["history"] if not step.get("empty_layer")]
-    layers = [
-        (name_layer(step), sizes[digest]) for step, digest in zip(steps, image["rootfs"]["diff_ids"], strict=True)
-    ]
+    names = re.findall(r"^COPY --from=build /image/(\w+)/ /$", (ROOT / "Containerfile").read_text(), re.MULTILINE)
+    layers = list(
+        zip(names[-len(image["rootfs"]["diff_ids"]) :], map(sizes.get, image["rootfs"]["diff_ids"]), strict=True)
+    )
     for name, size in layers:
         print(f"       {size / 1e6:7.1f} MB  {name}")
     rest = sum(size for name, size in layers if name != "torch")
@@ -209,10 +230,23 @@ def print_layers(trial: Trial, tag: str) -> None:
     )
 
 
-def name_layer(step: str) -> str:
-    """The layer's name in Containerfile, from a step of the image's history."""
-    found = re.search(r"/image/(\w+)/|from=build (\S+)", step)
-    return (found[1] or found[2]) if found else step
+def check_settings(trial: Trial, image: Image) -> None:
+    expected = {
+        "User": "2000:0",
+        "ExposedPorts": {"3000": {}, "8033": {}},
+        "Entrypoint": ["tgis"],
+        "Cmd": ["launch"],
+        "WorkingDir": "/models",
+        "StopSignal": "SIGTERM",
+    }
+    found = {name: image.settings.get(name) for name in expected}
+    trial.check("user, ports, commands and stop signal are as documented", found == expected, found)
+    labels = {name.rpartition(".")[2]: value for name, value in image.settings["Labels"].items()}
+    told = [labels.get(name) for name in ("version", "revision", "created", "licenses", "name")]
+    git = ["/usr/bin/git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout
+    is_right = told[3:] == ["Apache-2.0", BASE] and all(told) and commit.startswith((told[1] or "").partition("-")[0])
+    trial.check("labels tell version, commit, time, licence and base", is_right, labels)
 
 
 def check_files(trial: Trial, root: Path) -> None:
@@ -275,7 +309,7 @@ def try_server(
         trial.check(f"{title}: answers over gRPC", is_answer, expected.stderr)
         for words in (["tgis", "health"], ["grpc_healthcheck", "--server-url", "localhost:8033", "--timeout", "5"]):
             probe = server.run(*words)
-            trial.check(f"{title}: {words[0]} succeeds", probe.returncode == 0, probe.stderr)
+            trial.check(f"{title}: {' '.join(words[:2])} succeeds", probe.returncode == 0, probe.stderr)
         written = server.run("python", "-c", "open('/opt/tgis/x', 'w')")
         trial.check(f"{title}: the root is read-only", "Read-only file system" in written.stderr, written.stderr)
         try_drain(trial, title, server, expected.stdout)
