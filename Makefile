@@ -9,7 +9,8 @@ BENCH_ARGS ?=
 BUILD_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test acceptance conformance check format integration-tests proto docs bench build image-test clean
+.PHONY: help demo test acceptance conformance check format integration-tests proto docs deployment bench build \
+	image-test clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -43,6 +44,10 @@ proto: $(VENV)/installed-dev  ## Regenerate the gRPC stubs from proto/
 
 docs: $(VENV)/installed  ## Regenerate the parts of docs/ that come from the code
 	@$(BIN)/python scripts/generate_docs.py
+	@$(BIN)/python scripts/make_dashboard.py
+
+deployment: $(VENV)/installed  ## Regenerate the manifests in deployment/
+	@$(BIN)/python scripts/generate_deployment.py
 
 bench: $(VENV)/installed  ## The standard table of figures, beside those in PEERS=FILE (about fifteen minutes)
 	@$(BIN)/python scripts/bench/standard_table.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_ARGS)

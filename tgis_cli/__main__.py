@@ -11,7 +11,14 @@ import sys
 
 
 def main() -> None:
-    """``tgis``."""
+    """``tgis``, and in its place a program of the original that is named first.
+
+    The original's image has no entry point, and ours has this one: a pod's `args` may begin with a program.
+    """
+    if program := {"text-generation-launcher": launcher, "text-generation-server": server}.get("".join(sys.argv[1:2])):
+        del sys.argv[0]
+        program()
+        return
     end_quietly(is_launch=sys.argv[1:2] == ["launch"])
     if sys.argv[1:2] == ["health"]:
         from tgis_cli.clients import probe

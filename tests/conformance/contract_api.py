@@ -184,9 +184,11 @@ class Api:
 
     def settled_metrics(self) -> Samples:
         """The metrics once they no longer change and nothing runs: calls cancelled by earlier tests have ended."""
-        before = self.metrics()
+        before = self.metrics().without_processes()
         deadline = time.monotonic() + DEADLINE_S
-        while (after := (time.sleep(0.03), self.metrics())[1]) != before or after.get("tgi_batch_current_size"):
+        while (after := (time.sleep(0.03), self.metrics().without_processes())[1]) != before or after.get(
+            "tgi_batch_current_size"
+        ):
             assert time.monotonic() < deadline, "the metrics keep changing: is somebody else using the server?"
             before = after
         return after

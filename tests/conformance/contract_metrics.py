@@ -37,6 +37,10 @@ class Samples:
         """How much each value has grown."""
         return Samples({key: value - before.values.get(key, 0.0) for key, value in self.values.items()})
 
+    def without_processes(self) -> Samples:
+        """What calls change: the memory and CPU time of the server's processes never rest."""
+        return Samples({key: value for key, value in self.values.items() if not key[0].startswith("tgi_process_")})
+
 
 def fetch_text(http: str) -> str:
     with urllib.request.urlopen(f"{http}/metrics", timeout=10) as response:

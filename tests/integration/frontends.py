@@ -46,6 +46,9 @@ class FakeShards:
     def describe(self) -> str:
         return "shard-0: reading weights"
 
+    def pids(self) -> dict[str, int]:
+        return {}
+
     def phases(self) -> dict[str, list[shard_pb2.Phase]]:
         return {
             "shard-0": [

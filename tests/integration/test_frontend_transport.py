@@ -31,6 +31,22 @@ GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 Code = grpc.StatusCode
 
 
+# Connections
+
+
+def test_a_connection_that_has_reached_its_age_ends_and_its_calls_go_on():
+    async def test() -> None:
+        async with serving(max_connection_age=0.2) as server:
+            call = asyncio.create_task(server.generate("t1", **tokens(1)))
+            await until(lambda: server.link.submitted)
+            await server.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+
+            server.link.give(step((1, 9, MAX)))
+            assert (await call).responses[0].text == " t9"
+
+    run(test)
+
+
 # TLS
 
 

@@ -27,6 +27,7 @@ Start = Callable[..., Any]  # starts a Server of conftest.py
 
 GO_ON, MAX = FinishReason.NOT_FINISHED, FinishReason.MAX_TOKENS
 REHEARSAL = ("--rehearse", "--host", "127.0.0.1")
+PROCESSES = ("launcher", "frontend", "shard-0")
 NEXT_TOKEN = "makeup=single_only,method=next_token"
 
 
@@ -282,10 +283,31 @@ def test_every_counter_has_both_names(loaded: Loaded):
 
 
 def test_gauges_of_an_idle_server_are_zero(loaded: Loaded):
-    facts = ("tgi_server_info", "tgi_kv_blocks_total", "tgi_startup", "tgi_tls")
+    facts = (
+        "tgi_server_info",
+        "tgi_ready",
+        "tgi_max",
+        "tgi_kv_blocks_total",
+        "tgi_prefix_cache_blocks",
+        "tgi_startup",
+        "tgi_tls",
+        "tgi_process",
+    )
     gauges = {spec.name for spec in SPECS if spec.kind == "gauge" and not spec.name.startswith(facts)}
 
     assert {name: loaded.found[name] for name in gauges} == dict.fromkeys(gauges, 0)
+
+
+def test_limits_and_readiness_are_reported_beside_what_is_in_use(loaded: Loaded):
+    expected = {"tgi_ready": 1, "tgi_max_batch_size": 7, "tgi_max_concurrent_requests": 512}
+
+    assert {name: loaded.found[name] for name in expected} == expected
+
+
+def test_every_process_of_the_server_reports_what_it_uses(loaded: Loaded):
+    for kind in ("resident_memory_bytes", "cpu_seconds_total", "start_time_seconds"):
+        used = {name: loaded.found.get(f"tgi_process_{kind}{{process={name}}}") for name in PROCESSES}
+        assert all(used.values()), (kind, used)
 
 
 def test_the_phases_of_the_start_are_reported(loaded: Loaded):
@@ -342,6 +364,7 @@ def test_a_prompt_that_is_sent_again_hits_the_prefix_cache(launch: Start):
     found = wait_until_idle(server)
 
     num_cached = (first.input_token_count - 1) // 4 * 4  # only whole blocks, and never the last token
+    assert found["tgi_prefix_cache_blocks"] == first.input_token_count // 4
     assert (again.text, found["tgi_prefix_cache_hit_tokens"]) == (first.text, num_cached)
     assert found["tgi_batch_next_tokens_sum"] == 2 * first.input_token_count - num_cached
 

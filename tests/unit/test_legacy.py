@@ -40,6 +40,13 @@ def test_only_the_first_rank_starts_a_server():
         count_shards(RENDEZVOUS | {"RANK": "1"})
 
 
+@pytest.mark.parametrize("program", ["text-generation-launcher", "text-generation-server"])
+def test_the_entry_point_of_the_image_runs_the_program_that_a_pod_names_first(program: str):
+    as_argument, by_name = run("tgis", program, "--no-such-option"), run(program, "--no-such-option")
+
+    assert (as_argument.returncode, as_argument.stderr) == (2, by_name.stderr)
+
+
 def test_a_missing_tool_is_refused_with_a_list_of_the_commands():
     result = run("text-generation-server", "quantize", "model", "target")
 

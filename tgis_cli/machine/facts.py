@@ -29,6 +29,7 @@ class Machine:
     limit_bytes: int | None  # the container's limit
     cpu_quota: float | None = None  # CPUs that the control group may use at once
     torch_has_cuda: bool | None = None  # None = unknown
+    packs_weights: bool | None = None  # whether the CPU has instructions for packed weights; None: as this one has
     driver: str = ""  # of the GPUs, with versions
     gpu_problem: str = ""  # a sentence: why some or all GPUs cannot be used
 

@@ -89,7 +89,7 @@ class Fit:
 
 def fit_shards(run: Run, machine: Machine, sizes: ModelSizes) -> Fit:
     """What a launch of ``run`` would decide. The run's number of shards must divide the model."""
-    ranks = [sizes.rank_memory(run, rank) for rank in range(run.num_shard)]
+    ranks = [sizes.rank_memory(run, rank, packs_weights=machine.packs_weights) for rank in range(run.num_shard)]
     free = [free_before_loading(run, machine, rank, memory) for rank, memory in enumerate(ranks)]
     fit = Fit(
         num_shard=run.num_shard,

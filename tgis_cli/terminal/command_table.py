@@ -18,6 +18,7 @@ COMMANDS = {
     "top": "Watch a running server.",
     "stop": "Stop running servers.",
     "plan": "Show what a model needs, and whether it runs here or on given devices.",
+    "manifest": "Print what serves a model in a Kubernetes cluster.",
     "doctor": "Check this machine and suggest fixes.",
     "download-weights": "Download a model, and convert it if needed.",
     "models": "List, check and remove the models in the local cache.",
@@ -50,7 +51,7 @@ SECTIONS = {
         "convert-to-fast-tokenizer",
         "convert-to-onnx",
     ),
-    "Plan, check and configure": ("plan", "doctor", "config", "migrate", "version"),
+    "Plan, check and configure": ("plan", "manifest", "doctor", "config", "migrate", "version"),
 }
 
 # The commands whose --json prints events, one object per line, the last of which is "done" or "failed"

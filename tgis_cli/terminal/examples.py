@@ -94,6 +94,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("tgis plan org/model --gpu 24GB --max-sequence-length 4096", "On 24 GB, with shorter sequences?"),
         ("tgis plan org/model --cpu 64GiB", "On a CPU with this much free memory?"),
     ),
+    "tgis manifest": (
+        ("tgis manifest org/model --gpu L4 | kubectl apply -f -", "Download and serve a model on GPUs."),
+        ("tgis manifest org/model --cpu 16GiB --model-source pvc:models", "From a cache in a claim, on a CPU."),
+        ("tgis manifest org/model --for kustomize --output base --replicas 2", "Write files for kustomize."),
+        ("tgis manifest org/model --for kserve --gpu 2xA100-80GB --json", "For KServe, as JSON."),
+    ),
     "tgis doctor": (
         ("tgis doctor", "Check this machine."),
         ("tgis doctor org/model", "Check whether a model could be served."),

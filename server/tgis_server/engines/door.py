@@ -86,7 +86,11 @@ class ModelSizes(Protocol):
 
     def step_work(self, rank: int, num_shard: int, dtype: str) -> StepWork: ...
 
-    def rank_memory(self, run: Run, rank: int) -> RankMemory: ...
+    def rank_memory(self, run: Run, rank: int, *, packs_weights: bool | None = None) -> RankMemory:
+        """
+        Args:
+            packs_weights: whether the CPU has instructions for packed weights; ``None``: as this one has.
+        """
 
     def explain_cpu_pool(self, sequence_bytes: int, free_bytes: int) -> str:
         """Say in words how large the KV cache of a shard on a CPU is by default.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tgis_server import __version__
 from tgis_server.errors import PeerLost, Unavailable
 from tgis_server.frontend.generation import GenerationService
 from tgis_server.frontend.grpc_api.server import PublicServer
@@ -34,7 +36,7 @@ from tgis_server.run import Run
 from tgis_server.run.phases import Phases
 from tgis_server.threads import GRPC, HELPER, LANES, LAUNCHER_SERVER, POLLER, ReservedThreads
 from tgis_server.wire.link import EngineInfo, EngineLink, GrpcLink
-from tgis_server.words.processes import FRONTEND
+from tgis_server.words.processes import FRONTEND, LAUNCHER
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +125,11 @@ class Frontend:
             num_permits=lambda: admission.num_held,
             num_bytes_held=lambda: self._patience.num_bytes_held,
             num_unread=lambda: self._patience.num_waiting,
+            is_ready=lambda: self.state.is_serving,
             is_draining=lambda: self.state.is_draining,
+            max_permits=config.max_concurrent_requests,
         )
+        self.metrics.read_processes(lambda: {LAUNCHER: os.getppid(), FRONTEND: os.getpid(), **shards.pids()})
         self._stop_requested = asyncio.Event()
         self._hurry_requested = asyncio.Event()
         self._group_ending = asyncio.Event()
@@ -148,7 +153,7 @@ class Frontend:
 
     async def run(self) -> None:
         """Run until a drain has ended or the launcher shuts down the group. Raises the errors of :func:`serve`."""
-        self.metrics.name_server(model=self._run.model_id, mode=self._run.label)
+        self.metrics.name_server(model=self._run.model_id, mode=self._run.label, version=__version__)
         try:
             await self._bind()
             try:

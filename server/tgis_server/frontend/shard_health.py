@@ -50,6 +50,11 @@ class ShardHealth:
     def phases(self) -> Sequence[pb.Phase]:
         return self._last.phases if self._last else ()
 
+    @property
+    def pid(self) -> int:
+        """0 before the first reply."""
+        return self._last.pid if self._last else 0
+
     def __str__(self) -> str:
         """The phase and progress that the shard last reported."""
         last = self._last
@@ -137,6 +142,10 @@ class GroupHealth:
     def phases(self) -> dict[str, Sequence[pb.Phase]]:
         """The start phases of every shard, by shard name."""
         return {shard_name(rank): shard.phases for rank, shard in enumerate(self._shards)}
+
+    def pids(self) -> dict[str, int]:
+        """The process id of every shard that has answered, by shard name."""
+        return {shard_name(rank): shard.pid for rank, shard in enumerate(self._shards) if shard.pid}
 
     async def wait_until_serving(self) -> None:
         """Wait until every shard has reported SERVING."""

@@ -252,6 +252,15 @@ class ServeConfig:
             gt=0,
         ),
     ] = 30.0
+    max_connection_age: Annotated[
+        float,
+        Opt(
+            help="Seconds, give or take a tenth, after which a gRPC client is told to reconnect; calls on its old "
+            "connection go on. 0: never.",
+            group="Network",
+            ge=0,
+        ),
+    ] = 0.0
     output_special_tokens: Annotated[bool, Opt(help="Keep special tokens in output text.", group="Network")] = False
     default_include_stop_seqs: Annotated[
         bool,

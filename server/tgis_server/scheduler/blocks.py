@@ -83,6 +83,11 @@ class BlockPool:
     def num_used(self) -> int:
         return self.num_blocks - len(self._free)
 
+    @property
+    def num_cached(self) -> int:
+        """Blocks whose content :meth:`find_cached` can find, whether owned or free."""
+        return len(self._by_key)
+
     def blocks_for(self, num_tokens: int) -> int:
         """Number of blocks for ``num_tokens`` tokens."""
         return -(-num_tokens // self.block_size)

@@ -33,6 +33,11 @@ class Memory(Protocol):
         """KV blocks in use; 0 with rows."""
         ...
 
+    @property
+    def num_cached(self) -> int:
+        """KV blocks in the prefix cache, whether or not they are in use; 0 with rows."""
+        ...
+
     def refusal(self, submit: Submit) -> str | None:
         """Why a request could not be served even alone; ``None`` if it could."""
         ...

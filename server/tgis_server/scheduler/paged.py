@@ -23,6 +23,10 @@ class PagedMemory:
     def num_used(self) -> int:
         return self.pool.num_used
 
+    @property
+    def num_cached(self) -> int:
+        return self.pool.num_cached
+
     def refusal(self, submit: Submit) -> str | None:
         num_input, num_new = len(submit.encoder_ids) + len(submit.prompt_ids), submit.max_new_tokens
         needed = self._max_blocks(len(submit.prompt_ids) + num_new) + self.pool.blocks_for(len(submit.encoder_ids))

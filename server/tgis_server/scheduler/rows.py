@@ -18,6 +18,7 @@ class RowMemory:
     """Reserves space for whole outputs, so no sequence is preempted."""
 
     num_used = 0
+    num_cached = 0
 
     def __init__(self, max_padded_tokens: int) -> None:
         self._max_padded_tokens = max_padded_tokens

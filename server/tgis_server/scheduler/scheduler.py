@@ -320,6 +320,7 @@ class Scheduler:
             running_tokens=sum([len(s.token_ids) for s in running]),
             remaining_tokens=max([s.max_tokens - len(s.token_ids) for s in running], default=0),
             used_blocks=self.num_used_blocks,
+            cached_blocks=self._slots.memory.num_cached,
             num_started=draft.num_started,
             preemptions=draft.preemptions,
             cached_tokens=draft.cached_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -74,4 +75,5 @@ class ShardStatus:
             tick_age_s=now - tick_asked_at if tick_asked_at is not None else 0.0,
             phases=self.phases.encode(),
             allowance_s=allowance_s,
+            pid=os.getpid(),
         )

@@ -228,6 +228,7 @@ class StepStats:
     running_tokens: int = 0  # tokens held by running sequences
     remaining_tokens: int = 0  # the most tokens that any running sequence may still generate
     used_blocks: int = 0
+    cached_blocks: int = 0  # in the prefix cache, whether or not they are used
     num_started: int = 0  # sequences that got their first slot in this step
     preemptions: int = 0
     cached_tokens: int = 0  # prefix-cache hits of sequences that started in this step

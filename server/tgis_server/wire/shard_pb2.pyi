@@ -90,7 +90,7 @@ class HealthRequest(_message.Message):
     def __init__(self, is_onlooker: bool = ...) -> None: ...
 
 class HealthReply(_message.Message):
-    __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s", "phases", "allowance_s")
+    __slots__ = ("state", "phase", "done", "total", "progress_count", "executed_steps", "step_age_s", "tick_age_s", "phases", "allowance_s", "pid")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LOADING: _ClassVar[HealthReply.State]
@@ -109,6 +109,7 @@ class HealthReply(_message.Message):
     TICK_AGE_S_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
     ALLOWANCE_S_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
     state: HealthReply.State
     phase: str
     done: int
@@ -119,7 +120,8 @@ class HealthReply(_message.Message):
     tick_age_s: float
     phases: _containers.RepeatedCompositeFieldContainer[Phase]
     allowance_s: float
-    def __init__(self, state: _Optional[_Union[HealthReply.State, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., progress_count: _Optional[int] = ..., executed_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., tick_age_s: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., allowance_s: _Optional[float] = ...) -> None: ...
+    pid: int
+    def __init__(self, state: _Optional[_Union[HealthReply.State, str]] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., progress_count: _Optional[int] = ..., executed_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., tick_age_s: _Optional[float] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., allowance_s: _Optional[float] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class ToEngine(_message.Message):
     __slots__ = ("submits", "cancels")
@@ -277,7 +279,7 @@ class RequestFailure(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., status: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class StepStats(_message.Message):
-    __slots__ = ("decode_rows", "prefill_rows", "prefill_tokens", "num_running", "num_waiting", "running_tokens", "remaining_tokens", "used_blocks", "num_started", "preemptions", "cached_tokens", "plan_s", "step_s", "forward_s", "out_of_memory")
+    __slots__ = ("decode_rows", "prefill_rows", "prefill_tokens", "num_running", "num_waiting", "running_tokens", "remaining_tokens", "used_blocks", "num_started", "preemptions", "cached_tokens", "plan_s", "step_s", "forward_s", "out_of_memory", "cached_blocks")
     DECODE_ROWS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ROWS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -293,6 +295,7 @@ class StepStats(_message.Message):
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     FORWARD_S_FIELD_NUMBER: _ClassVar[int]
     OUT_OF_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     decode_rows: int
     prefill_rows: int
     prefill_tokens: int
@@ -308,7 +311,8 @@ class StepStats(_message.Message):
     step_s: float
     forward_s: float
     out_of_memory: bool
-    def __init__(self, decode_rows: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., running_tokens: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., used_blocks: _Optional[int] = ..., num_started: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., plan_s: _Optional[float] = ..., step_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., out_of_memory: bool = ...) -> None: ...
+    cached_blocks: int
+    def __init__(self, decode_rows: _Optional[int] = ..., prefill_rows: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., running_tokens: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., used_blocks: _Optional[int] = ..., num_started: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., plan_s: _Optional[float] = ..., step_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., out_of_memory: bool = ..., cached_blocks: _Optional[int] = ...) -> None: ...
 
 class StepPlan(_message.Message):
     __slots__ = ("step", "free", "activate", "new", "slots", "num_tokens", "new_block_counts", "new_blocks", "sample", "encode", "allowance_s")

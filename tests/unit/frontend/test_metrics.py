@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -9,6 +12,8 @@ from tgis_server.frontend.metrics import SPECS, Metrics
 from tgis_server.frontend.metrics.metrics import DURATION_BUCKETS
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.messages import StepStats
+
+NO_PROCESS = 2**30  # above the highest process id that Linux gives
 
 
 def metrics() -> Metrics:
@@ -93,12 +98,38 @@ def test_the_servers_gauges_are_read_at_each_scrape():
         num_permits=lambda: 3,
         num_bytes_held=lambda: 4,
         num_unread=lambda: 5,
+        is_ready=lambda: False,
         is_draining=lambda: True,
+        max_permits=9,
     )
     calls.append("two")
 
-    expected = {"calls_in_flight": 2, "permits_held": 3, "bytes_held": 4, "calls_unread": 5, "draining": 1}
+    expected = {
+        "calls_in_flight": 2,
+        "permits_held": 3,
+        "max_concurrent_requests": 9,
+        "bytes_held": 4,
+        "calls_unread": 5,
+        "ready": 0,
+        "draining": 1,
+    }
     assert {f"tgi_{name}": value for name, value in expected.items()}.items() <= samples(source).items()
+
+
+def test_each_scrape_shows_what_every_living_process_uses():
+    source = metrics()
+    source.read_processes(lambda: {"frontend": os.getpid(), "shard-0": NO_PROCESS})
+    before = samples(source)
+    sum(range(10**6))  # takes longer than the kernel's unit of CPU time
+
+    after = samples(source)
+
+    assert not [name for name in after if "shard-0" in name]
+    of_it = "{process=frontend}"
+    assert after[f"tgi_process_resident_memory_bytes{of_it}"] > 10e6
+    assert after[f"tgi_process_start_time_seconds{of_it}"] == pytest.approx(psutil.Process().create_time())
+    cpu = f"tgi_process_cpu_seconds_total{of_it}"
+    assert 0 < before[cpu] < after[cpu]
 
 
 def test_every_name_has_the_prefix_and_appears_once():

@@ -74,8 +74,8 @@ class CheckpointSizes:
     def step_work(self, rank: int, num_shard: int, dtype: str) -> StepWork:
         return self.among(num_shard).step_work(rank, dtype)
 
-    def rank_memory(self, run: Run, rank: int) -> RankMemory:
-        return rank_memory(run, self.among(run.num_shard), rank)
+    def rank_memory(self, run: Run, rank: int, *, packs_weights: bool | None = None) -> RankMemory:
+        return rank_memory(run, self.among(run.num_shard), rank, packs_weights=packs_weights)
 
     def explain_cpu_pool(self, sequence_bytes: int, free_bytes: int) -> str:
         return (

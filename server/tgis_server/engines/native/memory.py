@@ -86,9 +86,14 @@ class RankMemory:
         return decide_kv_budget(self.request, max(0, free_bytes - self.step_bytes))
 
 
-def rank_memory(run: Run, checkpoint: Checkpoint, rank: int) -> RankMemory:
-    """The memory that a rank of ``run`` needs; the checkpoint is for the same number of shards."""
+def rank_memory(run: Run, checkpoint: Checkpoint, rank: int, *, packs_weights: bool | None = None) -> RankMemory:
+    """The memory that a rank of ``run`` needs; the checkpoint is for the same number of shards.
+
+    Args:
+        packs_weights: whether the CPU has instructions for packed weights; ``None``: as this one has.
+    """
     config, spec = run.config, checkpoint.spec
+    is_packed = run.device == "cpu" and (cpu_packs(run.dtype) if packs_weights is None else packs_weights)
     request = MemoryRequest(
         device=run.device,
         block_bytes=checkpoint.kv_bytes_per_token(rank, run.dtype) * config.kv_block_size,
@@ -108,24 +113,19 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int) -> RankMemory:
         vocab_size=spec.vocab_size,
         item_bytes=ITEM_BYTES[run.dtype],
     )
-    weights = checkpoint.weight_bytes(rank, run.dtype) + head_copy_bytes(spec, run)
+    weights = checkpoint.weight_bytes(rank, run.dtype) + (head_copy_bytes(spec, run) if is_packed else 0)
     return RankMemory(
         what=f"{run.model_id} in {run.dtype}",
         weight_bytes=weights,
-        step_bytes=step + primitive_bytes(run),
+        step_bytes=step + (MAX_PRIMITIVES * PRIMITIVE_BYTES if is_packed else 0),
         request=request,
         gpu_share=config.cuda_process_memory_fraction,
     )
 
 
-def primitive_bytes(run: Run) -> int:
-    """Bytes of compiled linear layers, on a CPU that packs their weights."""
-    return MAX_PRIMITIVES * PRIMITIVE_BYTES if run.device == "cpu" and cpu_packs(run.dtype) else 0
-
-
 def head_copy_bytes(spec: DecoderSpec, run: Run) -> int:
     """A tied head is the embedding itself, except on a CPU that packs linear weights: there it is a packed copy."""
-    if not spec.is_head_tied or run.device != "cpu" or not cpu_packs(run.dtype):
+    if not spec.is_head_tied:
         return 0
     return padded_vocab_rows(spec.vocab_size, run.num_shard) * spec.hidden_size * ITEM_BYTES[run.dtype]
 

@@ -69,6 +69,15 @@ def stream_options(max_concurrent_requests: int) -> tuple[tuple[str, int], ...]:
     )
 
 
+def age_options(max_age_s: float) -> tuple[tuple[str, int], ...]:
+    """Send GOAWAY to connections of this age, and let their calls finish; 0: never.
+
+    This is the only GOAWAY after which the library still accepts the calls that were on their way: those that arrive
+    after ``stop`` end without a status.
+    """
+    return (("grpc.max_connection_age_ms", max(1, round(max_age_s * 1000))),) if max_age_s else ()
+
+
 class PublicServer:
     """``fmaas.GenerationService`` with health and reflection, on the configured port."""
 
@@ -87,7 +96,8 @@ class PublicServer:
         library_limit = ("grpc.max_receive_message_length", library_limit_bytes(max_bytes))
         streams = stream_options(config.max_concurrent_requests)
         connections = ("grpc.max_allowed_incoming_connections", max_connections)
-        self._server = grpc.aio.server(options=(*SERVER_OPTIONS, *streams, connections, library_limit))
+        ages = age_options(config.max_connection_age)
+        self._server = grpc.aio.server(options=(*SERVER_OPTIONS, *streams, *ages, connections, library_limit))
         probes = StateHealthServicer(
             state,
             {"": "ready", GENERATION.full_name: "ready", **{probe: probe for probe in get_args(Probe)}},

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tgis_server.host.processes import read_usage
 from tgis_server.wire import shard_pb2 as pb
 from tgis_server.wire.messages import StepStats
 from tgis_server.words.processes import LAUNCHER
@@ -74,6 +75,7 @@ SPECS = (
     Spec("tgi_batch_inference_tokproc_duration", "histogram", "seconds", "Tokens to text.", ("method", "makeup")),
     Spec("tgi_batch_next_tokens", "histogram", "tokens", "Prompt tokens computed by a step."),
     Spec("tgi_batch_current_size", "gauge", "sequences", "Running sequences."),
+    Spec("tgi_max_batch_size", "gauge", "sequences", "The most sequences that may run: --max-batch-size."),
     Spec("tgi_batch_input_tokens", "gauge", "tokens", "Tokens of running sequences, generated ones included."),
     Spec("tgi_batch_max_remaining_tokens", "gauge", "tokens", "The most tokens a running sequence may still get."),
     Spec("tgi_batch_concatenation_count", "counter", "steps", "Steps in which new sequences joined running ones."),
@@ -82,6 +84,7 @@ SPECS = (
     Spec("tgi_step_device_duration", "histogram", "seconds", "Model and sampling, once per step."),
     Spec("tgi_kv_blocks_used", "gauge", "blocks", "KV blocks used by running sequences."),
     Spec("tgi_kv_blocks_total", "gauge", "blocks", "KV blocks of the engine."),
+    Spec("tgi_prefix_cache_blocks", "gauge", "blocks", "KV blocks in the prefix cache, used ones included."),
     Spec("tgi_prefix_cache_hit_tokens", "counter", "tokens", "Prompt tokens found in the prefix cache."),
     Spec("tgi_preemption_count", "counter", "sequences", "Sequences preempted because KV blocks ran out."),
     # Tokenize
@@ -98,9 +101,11 @@ SPECS = (
         ("reason",),
     ),
     Spec("tgi_calls_in_flight", "gauge", "calls", "Calls of any kind that have no answer yet."),
-    Spec("tgi_permits_held", "gauge", "inputs", "Inputs in progress, at most --max-concurrent-requests."),
+    Spec("tgi_permits_held", "gauge", "inputs", "Inputs in progress."),
+    Spec("tgi_max_concurrent_requests", "gauge", "inputs", "The most inputs that may be in progress."),
     Spec("tgi_bytes_held", "gauge", "bytes", "Requests in progress and unary answers being sent."),
     Spec("tgi_calls_unread", "gauge", "calls", "Calls whose requests are not received until memory is free."),
+    Spec("tgi_ready", "gauge", "", "1 while the server is ready, otherwise 0."),
     Spec("tgi_draining", "gauge", "", "1 while the server drains, otherwise 0."),
     Spec("tgi_startup_seconds", "gauge", "seconds", "From the start of the launcher until requests were served."),
     Spec("tgi_startup_phase_seconds", "gauge", "seconds", "Time of each startup phase.", ("process", "phase")),
@@ -112,7 +117,25 @@ SPECS = (
         "When the certificate in use expires, counted from 1970; only with TLS.",
         ("path",),
     ),
-    Spec("tgi_server_info", "gauge", "", "Always 1; mode marks rehearsals and the demo model.", ("model", "mode")),
+    Spec(
+        "tgi_server_info",
+        "gauge",
+        "",
+        "Always 1; mode marks rehearsals and the demo model.",
+        ("model", "mode", "version"),
+    ),
+    # Every process of the server: launcher, front-end and shards
+    Spec(
+        "tgi_process_resident_memory_bytes",
+        "gauge",
+        "bytes",
+        "Memory of each process; shared pages count in each.",
+        ("process",),
+    ),
+    Spec("tgi_process_cpu_seconds", "counter", "seconds", "CPU time of each process.", ("process",)),
+    Spec(
+        "tgi_process_start_time_seconds", "gauge", "seconds", "Start of each process, counted from 1970.", ("process",)
+    ),
 )
 
 
@@ -135,8 +158,11 @@ class Metrics:
         self._max_batch_size = max_batch_size
         self._values: dict[str, Value] = {}
         self._ranges = (max_sequence_length, max_new_tokens)
+        self._get_pids: Callable[[], Mapping[str, int]] = dict
+        self._starts: dict[str, float] = {}  # of processes
         for spec in SPECS:
             self._values[spec.name] = self._make(spec)
+        self._gauge("tgi_max_batch_size").set(max_batch_size)
 
     def use_limits(self, *, max_sequence_length: int, max_new_tokens: int, num_blocks: int) -> None:
         """Adopt the limits of the loaded engine. Lengths observed before are dropped."""
@@ -148,6 +174,7 @@ class Metrics:
 
     def take_snapshot(self) -> Callable[[], bytes]:
         """Read all gauges, on the event loop. The returned function renders the Prometheus text in any thread."""
+        self._observe_processes()
         gauges = {spec.name: list(self._values[spec.name].collect()) for spec in SPECS if spec.kind == "gauge"}
 
         def render() -> bytes:
@@ -162,8 +189,12 @@ class Metrics:
 
     # Calls
 
-    def name_server(self, *, model: str, mode: str) -> None:
-        self._gauge("tgi_server_info", model=model, mode=mode).set(1)
+    def name_server(self, *, model: str, mode: str, version: str) -> None:
+        self._gauge("tgi_server_info", model=model, mode=mode, version=version).set(1)
+
+    def read_processes(self, get_pids: Callable[[], Mapping[str, int]]) -> None:
+        """Register the function that returns the process id of each process by name. Every scrape calls it."""
+        self._get_pids = get_pids
 
     def read_state(
         self,
@@ -172,14 +203,18 @@ class Metrics:
         num_permits: Callable[[], int],
         num_bytes_held: Callable[[], int],
         num_unread: Callable[[], int],
+        is_ready: Callable[[], bool],
         is_draining: Callable[[], bool],
+        max_permits: int,
     ) -> None:
         """Register the functions that every scrape calls."""
         self._gauge("tgi_calls_in_flight").set_function(num_calls)
         self._gauge("tgi_permits_held").set_function(num_permits)
         self._gauge("tgi_bytes_held").set_function(num_bytes_held)
         self._gauge("tgi_calls_unread").set_function(num_unread)
+        self._gauge("tgi_ready").set_function(is_ready)
         self._gauge("tgi_draining").set_function(is_draining)
+        self._gauge("tgi_max_concurrent_requests").set(max_permits)
 
     def read_certificate(self, path: str, get_expiry: Callable[[], float]) -> None:
         """Register the function that returns the expiry of the TLS certificate."""
@@ -286,6 +321,7 @@ class Metrics:
         self._gauge("tgi_batch_max_remaining_tokens").set(stats.remaining_tokens)
         self._gauge("tgi_queue_size").set(stats.num_waiting)
         self._gauge("tgi_kv_blocks_used").set(stats.used_blocks)
+        self._gauge("tgi_prefix_cache_blocks").set(stats.cached_blocks)
         self._counter("tgi_prefix_cache_hit_tokens").inc(stats.cached_tokens)
         self._counter("tgi_preemption_count").inc(stats.preemptions)
 
@@ -307,6 +343,16 @@ class Metrics:
             ("tgi_batch_inference_tokproc_duration", processing_s),
         ):
             self._histogram(name, method=method, makeup="single_only").observe(duration_s)
+
+    def _observe_processes(self) -> None:
+        for process, pid in self._get_pids().items():
+            if usage := read_usage(pid):
+                self._gauge("tgi_process_resident_memory_bytes", process=process).set(usage.resident_bytes)
+                # Computed from the wall clock: when that is adjusted, it must not look as if the process had restarted.
+                started_at_s = self._starts.setdefault(process, usage.started_at_s)
+                self._gauge("tgi_process_start_time_seconds", process=process).set(started_at_s)
+                # The library's counters only grow by amounts; this one shows what the kernel has counted.
+                self._counter("tgi_process_cpu_seconds", process=process)._value.set(usage.cpu_s)
 
     # Values by name
 

@@ -1,0 +1,342 @@
+#!/bin/sh
+# Deploys a model of deployment/models and waits until it serves. `deploy_model.sh --help` describes the options.
+#
+# Nothing is applied before everything has been checked: arguments, kubectl, the cluster, the namespace, permissions,
+# and the objects, by a dry run on the server.
+set -eu
+
+DONE=0 NOT_SERVING=1 WRONG_USAGE=2 NO_CLUSTER=3 REFUSED=4
+POLL_S=5 STATEFUL_SET_S=3600 MAX_FAILURES=6
+
+usage() {
+  cat <<'END'
+usage: deploy_model.sh MODEL [--dry-run] [--image IMAGE] [--namespace NAME] [--context NAME] [--timeout SECONDS]
+
+Deploys deployment/models/MODEL, and waits until it serves.
+
+  --dry-run          show what would change, and change nothing
+  --image IMAGE      with a tag or digest; default: that of the manifests, tgis:VERSION
+  --namespace NAME   default: the context's namespace
+  --context NAME     default: kubectl's current context
+  --timeout SECONDS  give up earlier than the Deployment's progressDeadlineSeconds (a StatefulSet has none: after an
+                     hour); what was applied stays
+  --help
+
+Exit codes: 0 it serves, or a dry run showed what would change; 1 it was applied, but does not serve; 2 wrong arguments;
+3 no usable kubectl, cluster, namespace or permission; 4 the cluster refused the objects. With 2 and 3, and with 4
+unless the message says so, nothing was applied.
+END
+}
+
+fail() { # CODE SENTENCE
+  printf 'deploy_model.sh: %s\n' "$2" >&2
+  exit "$1"
+}
+
+# Arguments
+
+need_value() { # OPTION NUMBER-OF-ARGUMENTS-LEFT
+  [ "$2" -ge 2 ] || fail $WRONG_USAGE "$1 needs a value."
+}
+
+read_arguments() {
+  model='' dry_run='' image='' namespace='' context='' timeout_s=''
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --help | -h) usage && exit $DONE ;;
+      --dry-run) dry_run=yes ;;
+      --image) need_value "$1" $# && shift && image=$1 ;;
+      --namespace | -n) need_value "$1" $# && shift && namespace=$1 ;;
+      --context) need_value "$1" $# && shift && context=$1 ;;
+      --timeout) need_value "$1" $# && shift && timeout_s=$1 ;;
+      --image=* | --namespace=* | --context=* | --timeout=*)
+        option=${1%%=*} value=${1#*=}
+        shift
+        set -- "$option" "$value" "$@"
+        continue
+        ;;
+      -*) fail $WRONG_USAGE "There is no option $1; --help lists them." ;;
+      *) [ -z "$model" ] || fail $WRONG_USAGE "One model is deployed at a time: $model or $1?" && model=$1 ;;
+    esac
+    shift
+  done
+  case $timeout_s in
+    *[!0-9]*) fail $WRONG_USAGE "--timeout is a whole number of seconds, not $timeout_s." ;;
+  esac
+  case ${image##*/} in
+    '' | *@sha256:?*) ;;
+    *:latest) fail $WRONG_USAGE "--image $image changes: name a version, so that all pods run the same." ;;
+    *:?*) ;;
+    *) fail $WRONG_USAGE "--image $image has no tag: name a version, so that all pods run the same." ;;
+  esac
+}
+
+list_models() {
+  for file in "$models"/*/kustomization.yaml; do
+    [ -e "$file" ] && basename "$(dirname "$file")"
+  done
+}
+
+# The name with the smallest edit distance, if that is small.
+find_nearest() { # NAME; candidates on stdin
+  awk -v wanted="$1" '
+    function distance(a, b,    i, j, row, before, cost) {
+      for (j = 0; j <= length(b); j++) row[j] = j
+      for (i = 1; i <= length(a); i++) {
+        before = row[0]; row[0] = i
+        for (j = 1; j <= length(b); j++) {
+          cost = before + (substr(a, i, 1) != substr(b, j, 1)); before = row[j]
+          if (row[j] + 1 < cost) cost = row[j] + 1
+          if (row[j - 1] + 1 < cost) cost = row[j - 1] + 1
+          row[j] = cost
+        }
+      }
+      return row[length(b)]
+    }
+    { d = index($0, wanted) ? 1 : distance(wanted, $0); if (best == "" || d < least) { best = $0; least = d } }
+    END { if (best != "" && least <= 1 + length(wanted) / 3) print best }'
+}
+
+check_model() {
+  [ -n "$(list_models)" ] || fail $WRONG_USAGE "There are no models in $models."
+  names=$(list_models | tr '\n' ' ' | sed 's/ $//; s/ /, /g')
+  [ -n "$model" ] || fail $WRONG_USAGE "Name a model: $names."
+  if ! list_models | grep -Fqx -- "$model"; then
+    nearest=$(list_models | find_nearest "$model")
+    hint=${nearest:+"; did you mean $nearest?"}
+    fail $WRONG_USAGE "There is no model $model${hint:-.} The models are $names."
+  fi
+}
+
+# Tools and cluster
+
+check_tools() {
+  for tool in kubectl diff awk; do
+    command -v "$tool" >/dev/null || fail $NO_CLUSTER "There is no $tool on the PATH: install it."
+  done
+  kustomize=$(kubectl version --client -o json 2>/dev/null | sed -n 's/.*"kustomizeVersion": *"v\([0-9]*\).*/\1/p') || :
+  [ "${kustomize:-0}" -ge 5 ] ||
+    fail $NO_CLUSTER "This kubectl is too old: kubectl 1.27 or newer, with kustomize 5, is needed."
+}
+
+choose_context() {
+  if [ -z "$context" ]; then
+    context=$(kubectl config current-context 2>/dev/null) ||
+      fail $NO_CLUSTER "kubectl has no current context: name one with --context, or choose one with \`kubectl config use-context\`."
+  elif ! kubectl config get-contexts -o name | grep -Fqx -- "$context"; then
+    fail $NO_CLUSTER "kubectl has no context $context; it has: $(kubectl config get-contexts -o name | tr '\n' ' ')"
+  fi
+  if [ -z "$namespace" ]; then
+    namespace=$(kubectl config view --minify --context "$context" -o 'jsonpath={..namespace}')
+    namespace=${namespace:-default}
+  fi
+}
+
+cluster() { # every call of kubectl that talks to the cluster
+  kubectl --context "$context" --namespace "$namespace" "$@"
+}
+
+check_namespace() {
+  problem=$(cluster get namespace "$namespace" -o name --request-timeout=15s 2>&1 >/dev/null) && return
+  case $problem in
+    *NotFound*) fail $NO_CLUSTER "The cluster has no namespace $namespace: create it with \`kubectl create namespace $namespace\`, or name another with --namespace." ;;
+    *Forbidden*) ;; # some clusters let nobody look at namespaces; what matters comes next
+    *) fail $NO_CLUSTER "The cluster of context $context does not answer: $problem" ;;
+  esac
+}
+
+check_permissions() {
+  for verb in create patch; do
+    for resource in deployments.apps services; do
+      [ "$(cluster auth can-i "$verb" "$resource" 2>/dev/null)" = yes ] ||
+        fail $NO_CLUSTER "Context $context may not $verb $resource in namespace $namespace."
+    done
+  done
+}
+
+# Objects
+
+# Sets $source to the directory that kubectl reads: the model's, or one that only changes its image.
+choose_source() {
+  source=$directory
+  [ -n "$image" ] || return 0
+  source=$(cd "$(mktemp -d)" && pwd -P)
+  trap 'rm -rf "$source"' EXIT
+  last=${image##*/} tag='' digest=''
+  case $last in *@*) digest=${image##*@} image=${image%@*} last=${last%@*} ;; esac
+  case $last in *:*) tag=${last#*:} image=${image%:*} ;; esac
+  up=$(printf '%s' "${source#/}" | sed 's#[^/][^/]*#..#g') # kustomize takes no absolute paths
+  cat >"$source/kustomization.yaml" <<END
+resources: ["$up$(cd "$directory" && pwd -P)"]
+images: [{name: tgis, newName: "$image"${tag:+", newTag: \"$tag\""}${digest:+", digest: \"$digest\""}}]
+END
+}
+
+# Sets $workload to deployment.apps/NAME or statefulset.apps/NAME, and $service to service/NAME.
+try_objects() {
+  if ! objects=$(cluster apply -k "$source" --dry-run=server -o name 2>&1); then
+    fail $REFUSED "The cluster refuses the objects, and nothing was applied: $objects"
+  fi
+  workload=$(printf '%s\n' "$objects" | grep -m 1 -E '^(deployment|statefulset)\.apps/') ||
+    fail $REFUSED "There is no Deployment or StatefulSet in $directory."
+  service=$(printf '%s\n' "$objects" | grep -m 1 '^service/') || fail $REFUSED "There is no Service in $directory."
+}
+
+show_changes() {
+  printf 'Changes for %s in namespace %s of context %s:\n' "$model" "$namespace" "$context"
+  code=0
+  cluster diff -k "$source" || code=$?
+  case $code in
+    0) echo "none" ;;
+    1) ;;
+    *) fail $REFUSED "The objects cannot be compared with those in the cluster; nothing was applied." ;;
+  esac
+}
+
+apply_objects() {
+  stage=applying
+  cluster apply -k "$source" ||
+    fail $REFUSED "Not all objects could be applied. \`kubectl --context $context -n $namespace delete -k $directory\` removes those that were."
+  stage=waiting
+}
+
+# Waiting
+
+# One line for each pod of the newest revision: its name, whether it is ready, and why its containers wait.
+# shellcheck disable=SC2016  # these are variables of Go's templates
+PODS='{{range .items}}{{.metadata.name}} {{range .status.conditions}}{{if eq .type "Ready"}}{{.status}}{{end}}{{end}}
+{{- range .status.initContainerStatuses}}{{with .state.waiting}} {{.reason}}{{end}}{{end}}
+{{- range .status.containerStatuses}}{{with .state.waiting}} {{.reason}}{{end}}{{end}}{{"\n"}}{{end}}'
+# Why a pod is not ready, for people.
+# shellcheck disable=SC2016
+WHY='{{define "ended"}}  it ended with exit code {{.exitCode}}{{with .reason}} ({{.}}){{end}}{{with .message}}: {{.}}{{end}}{{"\n"}}{{end}}
+{{- define "container"}}
+{{- with .state.waiting}}  {{$.name}} waits: {{.reason}}{{with .message}}: {{.}}{{end}}{{"\n"}}{{end}}
+{{- with .state.terminated}}{{if .exitCode}}  {{$.name}} has failed{{"\n"}}{{template "ended" .}}{{end}}{{end}}
+{{- if not .ready}}{{with .lastState.terminated}}{{template "ended" .}}{{end}}{{end}}{{end}}
+{{- range .status.conditions}}{{if and (eq .type "PodScheduled") (eq .status "False")}}  it has no node: {{.message}}{{"\n"}}{{end}}{{end}}
+{{- range .status.initContainerStatuses}}{{template "container" .}}{{end}}
+{{- range .status.containerStatuses}}{{template "container" .}}{{end}}'
+# shellcheck disable=SC2016
+SELECTOR='{{range $key, $value := .spec.selector.matchLabels}}{{$key}}={{$value}},{{end}}'
+REVISIONS='{{range .items}}{{index .metadata.annotations "deployment.kubernetes.io/revision"}} {{index .metadata.labels "pod-template-hash"}}{{"\n"}}{{end}}'
+NOT_CREATED='{{range .status.conditions}}{{if and (eq .type "ReplicaFailure") (eq .status "True")}}{{.message}}{{end}}{{end}}'
+
+# The pods of an older revision may be failing: that may be why a new one is deployed.
+list_new_pods() {
+  selector=$(cluster get "$workload" -o "go-template=$SELECTOR")
+  case $workload in
+    statefulset*) revision=controller-revision-hash=$(cluster get "$workload" -o 'jsonpath={.status.updateRevision}') ;;
+    *) revision=pod-template-hash=$(cluster get replicasets -l "${selector%,}" -o "go-template=$REVISIONS" |
+      sort -n | tail -n 1 | cut -d ' ' -f 2) ;;
+  esac
+  cluster get pods -l "$selector$revision" -o "go-template=$PODS"
+}
+
+# A pod in one of these states has failed more than once, or nothing but a change of its specification helps.
+find_hopeless() { # pods on stdin
+  grep -m 1 -E ' (CrashLoopBackOff|ImagePullBackOff|InvalidImageName|ErrImageNeverPull|CreateContainerConfigError)' | cut -d ' ' -f 1
+}
+
+find_unready() { # pods on stdin
+  grep -m 1 -v -E '^[^ ]+ True' | cut -d ' ' -f 1
+}
+
+explain_pod() { # POD
+  printf 'Pod %s is not ready.\n' "$1"
+  cluster get pod "$1" -o "go-template=$WHY" || :
+  cluster get events --field-selector "involvedObject.name=$1,type=Warning" --sort-by=.lastTimestamp \
+    -o 'go-template={{range .items}}  last warning: {{.message}}{{"\n"}}{{end}}' | tail -n 1
+  printf '  more: kubectl --context %s -n %s describe pod %s; logs %s --all-containers\n' "$context" "$namespace" "$1" "$1"
+}
+
+give_up() { # SENTENCE POD
+  if [ -n "$2" ]; then
+    explain_pod "$2" >&2
+  else
+    reason=$(cluster get "$workload" -o "go-template=$NOT_CREATED" 2>/dev/null) || reason=''
+    [ -z "$reason" ] || printf 'No pod can be created: %s\n' "$reason" >&2
+  fi
+  fail $NOT_SERVING "$1 It stays applied. $(undo_line)"
+}
+
+undo_line() {
+  printf 'To undo: kubectl --context %s -n %s rollout undo %s, or delete -k %s' "$context" "$namespace" "$workload" "$directory"
+}
+
+pause() {
+  sleep $POLL_S &
+  sleeper=$!
+  wait $sleeper # unlike sleep itself, this ends at once when a signal arrives
+  sleeper=''
+}
+
+wait_until_served() {
+  started_s=$(date +%s) shown='' failures=0
+  case $workload in statefulset*) timeout_s=${timeout_s:-$STATEFUL_SET_S} ;; esac
+  while :; do
+    line=$(cluster rollout status "$workload" --watch=false --timeout=20s 2>&1) && failures=0 || failures=$((failures + 1))
+    elapsed_s=$(($(date +%s) - started_s))
+    case $line in
+      *'successfully rolled out'* | *'rolling update complete'*) printf '%4d s  %s\n' "$elapsed_s" "$line" && return ;;
+    esac
+    pods=$(list_new_pods 2>/dev/null) || pods=''
+    case $failures-$line in # kubectl fails when progressDeadlineSeconds are over, or if the cluster does not answer
+      0-*) ;;
+      *'exceeded its progress deadline'*) give_up "$model does not serve: $line." "$(printf '%s\n' "$pods" | find_unready)" ;;
+      $MAX_FAILURES-*) give_up "It is not known whether $model serves: $line." '' ;;
+    esac
+    hopeless=$(printf '%s\n' "$pods" | find_hopeless)
+    [ -z "$hopeless" ] || give_up "$model does not start." "$hopeless"
+    state=$line$pods
+    if [ "$state" != "$shown" ]; then
+      printf '%4d s  %s%s\n' "$elapsed_s" "$line" "$(printf '%s\n' "$pods" | sed -n 's/^[^ ]* [^ ]* \(.*\)/ (\1)/p' | head -n 1)"
+      shown=$state
+    fi
+    if [ -n "$timeout_s" ] && [ "$elapsed_s" -ge "$timeout_s" ]; then
+      give_up "$model does not serve after $elapsed_s s." "$(printf '%s\n' "$pods" | find_unready)"
+    fi
+    pause
+  done
+}
+
+show_endpoint() {
+  port=$(cluster get "$service" -o 'jsonpath={.spec.ports[?(@.name=="grpc")].port}')
+  cat <<END
+$model serves gRPC at ${service#service/}.$namespace.svc:$port within the cluster. To try it from here:
+  kubectl --context $context -n $namespace port-forward $service $port:$port
+  tgis generate "Once upon a time" --url localhost:$port
+END
+}
+
+stop() { # EXIT-CODE
+  trap - INT TERM
+  [ -z "$sleeper" ] || kill "$sleeper" 2>/dev/null || :
+  echo >&2
+  case $stage in
+    checking) fail "$1" "Interrupted; nothing was applied." ;;
+    applying) fail "$1" "Interrupted while objects were being applied: some may be. $(undo_line)" ;;
+    *) fail "$1" "Interrupted. $model is applied, and the cluster goes on: kubectl --context $context -n $namespace rollout status $workload. $(undo_line)" ;;
+  esac
+}
+
+here=$(cd "$(dirname "$0")" && pwd)
+models=$here/models
+stage=checking sleeper=''
+trap 'stop 130' INT
+trap 'stop 143' TERM
+
+read_arguments "$@"
+check_model
+directory=$models/$model
+check_tools
+choose_context
+check_namespace
+check_permissions
+choose_source
+try_objects
+show_changes
+[ -z "$dry_run" ] || exit $DONE
+apply_objects
+wait_until_served
+show_endpoint

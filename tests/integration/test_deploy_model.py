@@ -1,0 +1,523 @@
+"""`deployment/deploy_model.sh` with the real kubectl and a stub of a cluster: what it applies, and what it says.
+
+Every bad input has a sentence and an exit code, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster_objects import needs_kubectl
+from stub_cluster import SERVING, STARTING, StubCluster, serving
+
+pytestmark = needs_kubectl
+
+SCRIPT = Path(__file__).parents[2] / "deployment/deploy_model.sh"
+SHELL_TOOLS = (
+    "sh",
+    "awk",
+    "basename",
+    "cat",
+    "cut",
+    "date",
+    "diff",
+    "dirname",
+    "grep",
+    "head",
+    "sed",
+    "sort",
+    "tail",
+    "tr",
+)
+OBJECTS = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: demo}
+spec:
+  selector: {matchLabels: {app: demo}}
+  template: {metadata: {labels: {app: demo}}, spec: {containers: [{name: server, image: "tgis:1"}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: demo}
+spec: {selector: {app: demo}, ports: [{name: grpc, port: 8033}]}
+"""
+FAILED = STARTING | {
+    "conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}],
+}
+STATEFUL = {
+    "observedGeneration": 1,
+    "replicas": 1,
+    "updatedReplicas": 1,
+    "currentRevision": "demo-2",
+    "updateRevision": "demo-2",
+}
+WRONG_USAGE, NO_CLUSTER, REFUSED, NOT_SERVING = 2, 3, 4, 1
+
+
+class Site:
+    """A checkout's deployment folder, a kubeconfig, and a PATH on which `sleep` does not wait."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.script = Path(shutil.copy(SCRIPT, folder))
+        self.environ = {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(folder), "KUBECONFIG": "kubeconfig"}
+        self.write_program("sleep", "exit 0")
+        for model in ("demo", "granite-8b"):
+            (folder / "models" / model).mkdir(parents=True)
+            (folder / "models" / model / "kustomization.yaml").write_text("resources: [objects.yaml]\n")
+            (folder / "models" / model / "objects.yaml").write_text(OBJECTS)
+
+    def write_program(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(f"#!/bin/sh\n{text}\n")
+        (self.bin / name).chmod(0o755)
+
+    def hide_kubectl(self) -> None:
+        """Leave only what every system has."""
+        for tool in SHELL_TOOLS:
+            (self.bin / tool).unlink(missing_ok=True)
+            (self.bin / tool).symlink_to(shutil.which(tool) or tool)
+        self.environ["PATH"] = str(self.bin)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        command = [self.script, *arguments]
+        return subprocess.Popen(command, cwd=self.folder, env=self.environ, stdout=pipe, stderr=pipe, text=True)
+
+    def deploy(self, *arguments: str) -> tuple[int, str, str]:
+        process = self.start(*arguments)
+        with process:
+            try:
+                out, err = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+@pytest.fixture
+def cluster(site: Site) -> Iterator[StubCluster]:
+    stub = StubCluster()
+    with serving(stub, site.folder / "kubeconfig"):
+        yield stub
+
+
+def add_pods(cluster: StubCluster, *pods: dict[str, Any], revision: int = 1) -> None:
+    """Pods of one revision of the Deployment, by their status."""
+    labels = {"app": "demo", "pod-template-hash": f"hash{revision}"}
+    annotations = {"deployment.kubernetes.io/revision": str(revision)}
+    metadata = {"name": f"demo-hash{revision}", "labels": labels, "annotations": annotations}
+    cluster.add("apps/v1", "ReplicaSet", "team", {"metadata": metadata})
+    for number, status in enumerate(pods):
+        name = f"demo-hash{revision}-{number}"
+        pod = {"metadata": {"name": name, "labels": labels}, "status": status}
+        cluster.add("v1", "Pod", "team", pod)
+
+
+def unready(**status: Any) -> dict[str, Any]:
+    return {"conditions": [{"type": "Ready", "status": "False"}], **status}
+
+
+def waiting(reason: str, message: str = "", last: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The state of a container that does not run; ``last``: how it ended before."""
+    state = {"waiting": {"reason": reason, "message": message}}
+    return {"name": "server", "ready": False, "state": state, "lastState": {"terminated": last} if last else {}}
+
+
+def ended(code: int, message: str) -> dict[str, Any]:
+    return {"exitCode": code, "reason": "Error", "message": message}
+
+
+# What it does
+
+
+def test_a_model_is_applied_and_its_endpoint_printed_when_it_serves(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING, STARTING, SERVING]
+
+    code, out, err = site.deploy("demo")
+
+    assert (code, err) == (0, "")
+    assert cluster.changes == ["POST services/demo", "POST deployments/demo"]
+    assert out.count("0 of 1 updated replicas are available") == 1
+    assert "demo serves gRPC at demo.team.svc:8033 within the cluster" in out
+    assert "kubectl --context stub -n team port-forward service/demo 8033:8033" in out
+
+
+def test_a_shipped_model_is_deployed_whole(site: Site, cluster: StubCluster):
+    site.script = SCRIPT
+
+    code, out, err = site.deploy("demo")
+
+    assert (code, err) == (0, "")
+    assert sorted(change.removeprefix("POST ") for change in cluster.changes) == [
+        "deployments/demo",
+        "networkpolicies/demo",
+        "serviceaccounts/demo",
+        "services/demo",
+    ]
+    assert "port-forward service/demo 8033:8033" in out
+
+
+def test_a_dry_run_shows_the_changes_and_makes_none(site: Site, cluster: StubCluster):
+    code, out, err = site.deploy("demo", "--dry-run")
+
+    assert (code, err, cluster.changes) == (0, "", [])
+    assert "+kind: Deployment" in out
+    assert "+      - image: tgis:1" in out
+
+
+def test_a_second_deployment_shows_only_what_is_different(site: Site, cluster: StubCluster):
+    site.deploy("demo")
+    objects = site.folder / "models/demo/objects.yaml"
+    objects.write_text(objects.read_text().replace("tgis:1", "tgis:2"))
+
+    _, out, _ = site.deploy("demo", "--dry-run")
+
+    changed = [line for line in out.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    assert [line.replace(" ", "") for line in changed] == ["--image:tgis:1", "+-image:tgis:2"]
+
+
+def test_the_namespace_and_context_may_be_named(site: Site, cluster: StubCluster):
+    cluster.add("v1", "Namespace", "", {"metadata": {"name": "other"}})
+
+    code, out, _ = site.deploy("demo", "--namespace=other", "--context", "stub")
+
+    assert code == 0
+    assert ("deployments", "other", "demo") in cluster.objects
+    assert "demo.other.svc:8033" in out
+
+
+def test_a_namespace_that_may_not_be_looked_at_may_still_be_written(site: Site, cluster: StubCluster):
+    real_answer = cluster.answer
+
+    def forbid_looking(method: str, target: str, body: bytes) -> Any:
+        if target.startswith("/api/v1/namespaces/team?"):
+            return 403, {"kind": "Status", "status": "Failure", "reason": "Forbidden", "message": "no", "code": 403}
+        return real_answer(method, target, body)
+
+    cluster.answer = forbid_looking  # type: ignore[method-assign]
+
+    assert site.deploy("demo")[0] == 0
+
+
+def test_the_help_names_every_option_and_exit_code(site: Site):
+    code, out, err = site.deploy("--help")
+
+    assert (code, err) == (0, "")
+    assert all(option in out for option in ("--dry-run", "--namespace", "--context", "--timeout", "Exit codes: 0"))
+
+
+@pytest.mark.parametrize(
+    "image", ["registry.example.com:5000/team/tgis:1.2", "registry.example.com/tgis@sha256:0a", "other:1@sha256:0a"]
+)
+def test_the_image_may_be_named(image: str, site: Site, cluster: StubCluster):
+    code, _, err = site.deploy("demo", "--image", image)
+
+    assert (code, err) == (0, "")
+    pod = cluster.objects["deployments", "team", "demo"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == image
+
+
+def test_a_stateful_set_is_waited_for_like_a_deployment(site: Site, cluster: StubCluster):
+    objects = site.folder / "models/demo/objects.yaml"
+    defaulted = "spec:\n  replicas: 1\n  updateStrategy: {type: RollingUpdate}"  # as a real cluster stores it
+    objects.write_text(OBJECTS.replace("kind: Deployment", "kind: StatefulSet").replace("spec:", defaulted, 1))
+    cluster.states = [STATEFUL | {"readyReplicas": 0}, STATEFUL | {"readyReplicas": 1}]
+    labels = {"app": "demo", "controller-revision-hash": "demo-2"}
+    pod = {"metadata": {"name": "demo-0", "labels": labels}, "status": unready(containerStatuses=[waiting("X")])}
+    cluster.add("v1", "Pod", "team", pod)
+
+    code, out, err = site.deploy("demo")
+
+    assert (code, err) == (0, "")
+    assert "Waiting for 1 pods to be ready... (X)" in out
+    assert "demo serves gRPC at demo.team.svc:8033" in out
+
+
+# Bad input: nothing is applied
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ([], WRONG_USAGE, "Name a model: demo, granite-8b."),
+        (["dmo"], WRONG_USAGE, "There is no model dmo; did you mean demo? The models are demo, granite-8b."),
+        (["granite"], WRONG_USAGE, "There is no model granite; did you mean granite-8b?"),
+        (["mixtral"], WRONG_USAGE, "There is no model mixtral. The models are"),
+        (["../demo"], WRONG_USAGE, "There is no model ../demo; did you mean demo?"),
+        ([".*"], WRONG_USAGE, "There is no model .*"),
+        (["demo", "granite-8b"], WRONG_USAGE, "One model is deployed at a time: demo or granite-8b?"),
+        (["demo", "--dryrun"], WRONG_USAGE, "There is no option --dryrun; --help lists them."),
+        (["demo", "--namespace"], WRONG_USAGE, "--namespace needs a value."),
+        (["demo", "--timeout", "5m"], WRONG_USAGE, "--timeout is a whole number of seconds, not 5m."),
+        (["demo", "--image", "tgis"], WRONG_USAGE, "--image tgis has no tag: name a version, so that all pods run the"),
+        (["demo", "--image=a:5000/tgis"], WRONG_USAGE, "--image a:5000/tgis has no tag"),
+        (["demo", "--image=tgis:latest"], WRONG_USAGE, "--image tgis:latest changes"),
+        (["demo", "--context", "prod"], NO_CLUSTER, "kubectl has no context prod; it has: stub"),
+        (["demo", "-n", "nowhere"], NO_CLUSTER, "The cluster has no namespace nowhere: create it with"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments: list[str], code: int, sentence: str, site: Site, cluster: StubCluster):
+    actual, out, err = site.deploy(*arguments)
+
+    assert (actual, out, cluster.changes) == (code, "", [])
+    assert err.startswith("deploy_model.sh: ")
+    assert sentence in err
+
+
+def test_without_kubectl_nothing_is_tried(site: Site):
+    site.hide_kubectl()
+
+    assert site.deploy("demo") == (NO_CLUSTER, "", "deploy_model.sh: There is no kubectl on the PATH: install it.\n")
+
+
+@pytest.mark.parametrize("version", ['{"clientVersion": {"minor": "20"}}', '{"kustomizeVersion": "v4.5.7"}'])
+def test_a_kubectl_that_cannot_render_the_manifests_is_too_old(version: str, site: Site):
+    site.write_program("kubectl", f"echo '{version}'")
+
+    code, _, err = site.deploy("demo")
+
+    assert code == NO_CLUSTER
+    assert "This kubectl is too old: kubectl 1.27 or newer, with kustomize 5, is needed." in err
+
+
+def test_a_missing_context_is_named(site: Site):
+    code, _, err = site.deploy("demo")
+
+    assert code == NO_CLUSTER
+    assert "kubectl has no current context: name one with --context" in err
+
+
+def test_a_cluster_that_does_not_answer_is_named(site: Site):
+    with serving(StubCluster(), site.folder / "kubeconfig"):
+        pass
+
+    code, _, err = site.deploy("demo", "--dry-run")
+
+    assert code == NO_CLUSTER
+    assert "The cluster of context stub does not answer: " in err
+    assert "refused" in err
+
+
+@pytest.mark.parametrize("forbidden", [("create", "deployments"), ("patch", "services")])
+def test_a_missing_permission_is_named(forbidden: tuple[str, str], site: Site, cluster: StubCluster):
+    cluster.forbidden.add(forbidden)
+
+    code, _, err = site.deploy("demo")
+
+    assert (code, cluster.changes) == (NO_CLUSTER, [])
+    assert f"Context stub may not {forbidden[0]} {forbidden[1]}" in err
+
+
+def test_objects_that_the_cluster_refuses_are_not_applied_in_part(site: Site, cluster: StubCluster):
+    cluster.refuses["deployments"] = "exceeded quota: team"
+
+    code, _, err = site.deploy("demo")
+
+    assert (code, cluster.changes) == (REFUSED, [])
+    assert "The cluster refuses the objects, and nothing was applied: " in err
+    assert "exceeded quota: team" in err
+
+
+def test_objects_that_do_not_render_are_not_applied(site: Site, cluster: StubCluster):
+    (site.folder / "models/demo/kustomization.yaml").write_text("resources: [missing.yaml]\n")
+
+    code, _, err = site.deploy("demo")
+
+    assert (code, cluster.changes) == (REFUSED, [])
+    assert "missing.yaml" in err
+
+
+def test_a_folder_without_a_server_is_refused(site: Site, cluster: StubCluster):
+    (site.folder / "models/demo/objects.yaml").write_text(OBJECTS.split("---")[1])
+
+    code, _, err = site.deploy("demo")
+
+    assert (code, cluster.changes) == (REFUSED, [])
+    assert "There is no Deployment or StatefulSet in " in err
+
+
+# A model that does not come
+
+
+def test_a_crash_is_explained_by_the_termination_message(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING]
+    message = "Model ibm/granite not found: there is no directory of that name"
+    crash = waiting("CrashLoopBackOff", "back-off 40s", ended(3, message))
+    add_pods(cluster, unready(containerStatuses=[crash]))
+
+    code, out, err = site.deploy("demo")
+
+    assert code == NOT_SERVING
+    assert "serves gRPC" not in out
+    assert "Pod demo-hash1-0 is not ready.\n  server waits: CrashLoopBackOff: back-off 40s\n" in err
+    assert f"  it ended with exit code 3 (Error): {message}\n" in err
+    assert "demo does not start. It stays applied. To undo: kubectl --context stub -n team rollout undo" in err
+
+
+def test_an_image_that_cannot_be_pulled_is_not_waited_for(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING]
+    add_pods(cluster, unready(containerStatuses=[waiting("ImagePullBackOff", 'Back-off pulling image "tgis:9"')]))
+
+    code, _, err = site.deploy("demo")
+
+    assert code == NOT_SERVING
+    assert 'server waits: ImagePullBackOff: Back-off pulling image "tgis:9"' in err
+
+
+def test_an_init_container_that_fails_is_explained(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING]
+    crash = waiting("CrashLoopBackOff", last=ended(6, "The hub cannot be reached."))
+    init = crash | {"name": "download"}
+    add_pods(cluster, unready(initContainerStatuses=[init], containerStatuses=[waiting("PodInitializing")]))
+
+    _, _, err = site.deploy("demo")
+
+    assert "download waits: CrashLoopBackOff\n  it ended with exit code 6 (Error): The hub cannot be reached." in err
+
+
+def test_a_pod_without_a_node_is_explained_by_the_scheduler(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING, STARTING, FAILED]
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    add_pods(cluster, {"conditions": [unscheduled]})
+
+    code, _, err = site.deploy("demo")
+
+    assert code == NOT_SERVING
+    assert f"  it has no node: {message}\n" in err
+    assert "exceeded its progress deadline" in err
+
+
+def test_a_volume_that_cannot_be_mounted_is_explained_by_the_last_warning(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING]
+    add_pods(cluster, unready(containerStatuses=[waiting("ContainerCreating")]))
+    for number, message in enumerate(["first", 'secret "demo-tls" not found']):
+        event = {"metadata": {"name": f"e{number}"}, "type": "Warning", "message": message}
+        subject = {"involvedObject": {"kind": "Pod", "name": "demo-hash1-0"}}
+        cluster.add("v1", "Event", "team", event | subject | {"lastTimestamp": f"2026-01-01T00:00:0{number}Z"})
+
+    code, _, err = site.deploy("demo", "--timeout", "0")
+
+    assert code == NOT_SERVING
+    assert '  last warning: secret "demo-tls" not found\n' in err
+    assert "demo does not serve after " in err
+
+
+def test_the_first_unready_pod_is_explained_rather_than_a_ready_one(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING]
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    add_pods(cluster, ready, unready(containerStatuses=[waiting("ContainerCreating")]))
+
+    _, _, err = site.deploy("demo", "--timeout=0")
+
+    assert "Pod demo-hash1-1 is not ready." in err
+
+
+def test_pods_that_cannot_be_created_are_explained_by_the_deployment(site: Site, cluster: StubCluster):
+    forbidden = {"type": "ReplicaFailure", "status": "True", "message": 'pods "demo" is forbidden: exceeded quota'}
+    cluster.states = [STARTING | {"conditions": [forbidden]}]
+
+    _, _, err = site.deploy("demo", "--timeout", "0")
+
+    assert 'No pod can be created: pods "demo" is forbidden: exceeded quota' in err
+
+
+def test_failing_pods_of_an_older_revision_are_not_blamed_on_the_new_one(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING, STARTING, SERVING]
+    add_pods(cluster, unready(containerStatuses=[waiting("CrashLoopBackOff")]), revision=9)
+    add_pods(cluster, unready(containerStatuses=[waiting("ContainerCreating")]), revision=10)
+
+    assert site.deploy("demo")[0] == 0
+
+
+def refuse_some(cluster: StubCluster, what: str, times: int, after: str = "POST deployments/demo") -> None:
+    """After this change, answer requests whose path contains ``what`` with 503, so many times."""
+    real_answer = cluster.answer
+    left = [times]
+
+    def answer(method: str, target: str, body: bytes) -> Any:
+        if after in cluster.changes and what in target and left[0] > 0:
+            left[0] -= 1
+            return 503, {"kind": "Status", "status": "Failure", "message": "etcd has no leader", "code": 503}
+        return real_answer(method, target, body)
+
+    cluster.answer = answer  # type: ignore[method-assign]
+
+
+def test_a_cluster_that_takes_only_some_of_the_objects_is_reported(site: Site, cluster: StubCluster):
+    refuse_some(cluster, "/deployments/demo", 1, after="POST services/demo")
+
+    code, _, err = site.deploy("demo")
+
+    assert (code, cluster.changes) == (REFUSED, ["POST services/demo"])
+    assert "Not all objects could be applied. `kubectl --context stub -n team delete -k " in err
+
+
+def test_a_cluster_that_falls_silent_for_a_while_is_asked_again(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING, SERVING]
+    refuse_some(cluster, "/deployments/demo", 2)
+
+    code, out, _ = site.deploy("demo")
+
+    assert code == 0
+    assert "etcd has no leader" in out
+
+
+def test_a_cluster_that_stays_silent_ends_the_wait(site: Site, cluster: StubCluster):
+    refuse_some(cluster, "/deployments/demo", 1000)
+
+    code, _, err = site.deploy("demo")
+
+    assert code == NOT_SERVING
+    assert "It is not known whether demo serves: " in err
+    assert "It stays applied." in err
+
+
+def test_a_pod_that_is_gone_before_it_can_be_explained_does_not_hide_the_end(site: Site, cluster: StubCluster):
+    cluster.states = [STARTING]
+    add_pods(cluster, unready(containerStatuses=[waiting("CrashLoopBackOff")]))
+    refuse_some(cluster, "/pods/", 1000)
+
+    code, _, err = site.deploy("demo")
+
+    assert code == NOT_SERVING
+    assert "demo does not start. It stays applied." in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_says_what_stands(number: signal.Signals, code: int, site: Site, cluster: StubCluster):
+    cluster.states = [STARTING]
+    site.write_program("sleep", "exec /bin/sleep 60")
+    process = site.start("demo")
+    assert cluster.looked_at_workload.wait(30)
+
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+
+    assert process.returncode == code
+    assert "Interrupted. demo is applied, and the cluster goes on: kubectl --context stub -n team rollout status" in err
+    assert "To undo: " in err
+
+
+def test_the_script_has_no_finding_of_shellcheck():
+    result = subprocess.run(
+        [Path(sys.executable).parent / "shellcheck", SCRIPT], capture_output=True, text=True, check=False
+    )
+
+    assert (result.returncode, result.stdout) == (0, "")

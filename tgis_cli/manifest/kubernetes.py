@@ -1,0 +1,188 @@
+"""The objects of plain Kubernetes: a Deployment or StatefulSet, and what belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from tgis_cli.manifest.explained import Explained, Object, without_none
+from tgis_cli.manifest.pod import make_pod_template, model_room
+from tgis_cli.manifest.resources import write_quantity
+from tgis_cli.manifest.scaling import make_autoscaler, make_disruption_budget, make_pod_monitor
+from tgis_cli.manifest.workload import Workload
+
+MONITORING = ("monitoring", "openshift-monitoring", "openshift-user-workload-monitoring")
+DNS_PORTS = (53, 5353)  # the second one is that of OpenShift's pods, behind its Service
+OTLP = "otlp"
+DEFAULT_PORTS = {"http": 80, "https": 443, OTLP: 4317}
+
+
+def make_kubernetes_objects(workload: Workload) -> Iterator[Explained]:
+    """All objects, in the order in which they are applied."""
+    yield make_service_account(workload)
+    yield make_network_policy(workload)
+    yield make_service(workload)
+    yield make_stateful_set(workload) if workload.is_stateful else make_deployment(workload)
+    if workload.least_replicas > 1:
+        yield make_disruption_budget(workload)
+    if workload.wanted.autoscale:
+        yield make_autoscaler(workload, "StatefulSet" if workload.is_stateful else "Deployment", workload.name)
+    if workload.wanted.monitor:
+        yield make_pod_monitor(workload)
+
+
+def make_object(workload: Workload, api_version: str, kind: str, body: Object, name: str | None = None) -> Object:
+    metadata = without_none(
+        {"name": name or workload.name, "namespace": workload.wanted.namespace, "labels": workload.labels}
+    )
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **body}
+
+
+def make_service_account(workload: Workload, secrets: tuple[str, ...] = ()) -> Explained:
+    body: Object = {"automountServiceAccountToken": False}
+    if secrets:
+        body["secrets"] = [{"name": name} for name in secrets]
+    account = make_object(workload, "v1", "ServiceAccount", body)
+    return Explained(account, "The server never calls the Kubernetes API, so its pods get no token.")
+
+
+def make_service(workload: Workload) -> Explained:
+    protocol = "https" if workload.has_tls else "kubernetes.io/h2c"
+    grpc = {"name": "grpc", "port": workload.grpc_port, "targetPort": "grpc", "appProtocol": protocol}
+    service = make_object(
+        workload,
+        "v1",
+        "Service",
+        {
+            "spec": {
+                "clusterIP": "None",
+                "selector": workload.selector,
+                "ports": [grpc, {"name": "http", "port": workload.http_port, "targetPort": "http"}],
+            }
+        },
+    )
+    return Explained(
+        service,
+        "Headless: its name resolves to every ready pod. A gRPC connection stays with one pod, so clients balance "
+        f"calls themselves (`dns:///{workload.name}:{workload.grpc_port}` and the policy round_robin), or a mesh does.",
+    )
+
+
+def make_deployment(workload: Workload) -> Explained:
+    surge = "One more pod during an update, so that nothing is lost while a new one loads."
+    if workload.resources.num_gpus:
+        surge += " It needs free GPUs: in a cluster without any, swap the two numbers."
+    spec = without_none(
+        {
+            "replicas": make_replicas(workload),
+            "selector": {"matchLabels": workload.selector},
+            "strategy": Explained(
+                {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}, surge
+            ),
+            "progressDeadlineSeconds": Explained(workload.timing.progress_s, f"{workload.timing.progress_why}."),
+            "template": make_pod_template(workload),
+        }
+    )
+    return Explained(make_object(workload, "apps/v1", "Deployment", {"spec": spec}), describe(workload))
+
+
+def make_stateful_set(workload: Workload) -> Explained:
+    room = write_quantity(model_room(workload))
+    spec = without_none(
+        {
+            "replicas": make_replicas(workload),
+            "serviceName": workload.name,
+            "podManagementPolicy": Explained("Parallel", "Pods do not depend on each other: all download at once."),
+            "selector": {"matchLabels": workload.selector},
+            "template": make_pod_template(workload),
+            "volumeClaimTemplates": [
+                Explained(
+                    {
+                        "metadata": {"name": "model", "labels": workload.selector},
+                        "spec": {
+                            "accessModes": ["ReadWriteOnce"],
+                            "resources": {"requests": {"storage": room}},
+                        },
+                    },
+                    "Each pod keeps its own copy of the model, and finds it again after a restart. An update replaces "
+                    "one pod after the other; with a single one there is a gap (--model-source hub:CLAIM has none).",
+                )
+            ],
+        }
+    )
+    return Explained(make_object(workload, "apps/v1", "StatefulSet", {"spec": spec}), describe(workload))
+
+
+def describe(workload: Workload) -> str:
+    gpus = workload.resources.num_gpus
+    where = "a CPU" if not gpus else "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+    return f"Serves {workload.title} on {where} per pod."
+
+
+def make_replicas(workload: Workload) -> int | None:
+    """The number of pods; ``None``: an autoscaler sets it, and applying the object again must not reset it."""
+    return None if workload.wanted.autoscale else workload.wanted.replicas
+
+
+def make_network_policy(workload: Workload) -> Explained:
+    """Calls from the namespace, metrics for monitoring; outwards only what a pod needs."""
+    spec = {
+        "podSelector": {"matchLabels": workload.selector},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [
+            Explained(
+                {"from": [{"podSelector": {}}], "ports": [make_port(workload.grpc_port)]},
+                "Calls come from pods of this namespace: add those of gateways and clients elsewhere.",
+            ),
+            Explained(
+                {
+                    "from": [
+                        {"podSelector": {}},
+                        {
+                            "namespaceSelector": {
+                                "matchExpressions": [
+                                    {
+                                        "key": "kubernetes.io/metadata.name",
+                                        "operator": "In",
+                                        "values": list(MONITORING),
+                                    }
+                                ]
+                            }
+                        },
+                    ],
+                    "ports": [make_port(workload.http_port)],
+                },
+                "Metrics are for these namespaces: add that of your Prometheus. Probes come from the pod's node, which "
+                "is always allowed.",
+            ),
+        ],
+        "egress": make_egress(workload),
+    }
+    policy = make_object(workload, "networking.k8s.io/v1", "NetworkPolicy", {"spec": spec})
+    return Explained(policy, "What may connect to the pods, and where they may connect to.")
+
+
+def make_egress(workload: Workload) -> Any:
+    targets = []
+    if workload.placement.source.kind == "hub":
+        targets.append((find_port(workload.hub_endpoint or "https://huggingface.co"), "The hub, or a proxy to it."))
+    if workload.otlp_endpoint:
+        targets.append((find_port(workload.otlp_endpoint), "The collector of traces."))
+    if not targets:
+        return Explained([], "Nothing: serving needs no connections of its own.")
+    dns = [make_port(port, protocol) for port in DNS_PORTS for protocol in ("UDP", "TCP")]
+    return [
+        Explained({"to": [{"namespaceSelector": {}}], "ports": dns}, "Names, from the cluster's DNS."),
+        *(Explained({"ports": [make_port(port)]}, why) for port, why in targets),
+    ]
+
+
+def find_port(url: str) -> int:
+    """The port of a URL; without a scheme it is that of a collector of traces."""
+    parts = urlsplit(url if "://" in url else f"{OTLP}://{url}")
+    return parts.port or DEFAULT_PORTS.get(parts.scheme, DEFAULT_PORTS[OTLP])
+
+
+def make_port(port: int, protocol: str = "TCP") -> Object:
+    return {"port": port, "protocol": protocol}

@@ -1,0 +1,225 @@
+"""Everything that is decided once about the pods of a model, for all targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from tgis_cli.manifest.command_line import list_given, list_secret, write_args
+from tgis_cli.manifest.explained import Explained
+from tgis_cli.manifest.model_source import Placement, place_model
+from tgis_cli.manifest.names import name_after
+from tgis_cli.manifest.resources import CPUS_PER_SHARD, Resources, imagine_node, size_for_cpu, size_for_gpus
+from tgis_cli.manifest.timing import DRAIN_DELAY_S, Timing, decide_timing
+from tgis_cli.manifest.wanted import PROMETHEUS, Wanted
+from tgis_cli.plan import Devices, PlanReport, make_report, read_devices
+from tgis_cli.plan.source import ModelSource
+from tgis_server import __version__
+from tgis_server.errors import UsageError
+from tgis_server.options import LoadedConfig, Option
+from tgis_server.words.url_credentials import split_credentials
+
+TLS_DIR = "/tls"
+CLIENT_CA_DIR = "/client-ca"
+ENDPOINT_VARIABLE = "HF_ENDPOINT"  # of a mirror of the hub
+DEFAULT_MAX_REPLICAS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The pods of a model, decided: every target shows the same."""
+
+    wanted: Wanted
+    name: str
+    title: str  # the model as the user named it
+    args: tuple[str | Explained, ...]
+    secret_options: tuple[Option, ...]  # whose values come from a Secret, as environment variables
+    placement: Placement
+    num_bytes: int  # of the model's files
+    resources: Resources
+    timing: Timing
+    http_port: int
+    grpc_port: int
+    http_tls: str
+    termination_log: str
+    otlp_endpoint: str | None
+    hub_endpoint: str | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> str:
+        return self.wanted.image or f"tgis:{__version__}"
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the gRPC port has TLS."""
+        return self.wanted.tls_secret is not None
+
+    @property
+    def least_replicas(self) -> int:
+        return self.wanted.replicas
+
+    @property
+    def most_replicas(self) -> int:
+        if self.wanted.autoscale is None:
+            return self.wanted.replicas
+        return self.wanted.max_replicas or max(DEFAULT_MAX_REPLICAS, 2 * self.wanted.replicas)
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether each pod keeps a volume with its own copy of the model."""
+        return self.placement.has_own_copy and not self.wanted.is_kserve
+
+    @property
+    def fetches(self) -> bool:
+        """Whether an init container brings the model."""
+        return is_fetched(self.placement, self.wanted)
+
+    @property
+    def prometheus(self) -> str:
+        return self.wanted.prometheus or PROMETHEUS
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {**self.selector, "app.kubernetes.io/managed-by": "tgis"}
+
+    @property
+    def selector(self) -> dict[str, str]:
+        return {"app.kubernetes.io/name": "tgis", "app.kubernetes.io/instance": self.name}
+
+
+def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, environ: Mapping[str, str]) -> Workload:
+    """
+    Args:
+        loaded: the launch options, with the paths of TLS files in the pod.
+
+    Raises:
+        UsageError: options contradict each other.
+        NotEnoughDevices, ModelError: the model cannot be served, as in a plan.
+    """
+    placement = place_model(source, loaded.config.revision, wanted)
+    devices = state_devices(wanted, loaded)
+    report = make_report(source, devices, loaded, environ)
+    if report.problem is not None:
+        raise report.problem
+    resources = size_resources(report, devices, wanted)
+    num_bytes = source.num_bytes + source.convert_bytes
+    fetch_bytes = num_bytes if is_fetched(placement, wanted) else 0
+    config = loaded.config
+    is_delay_given = loaded.origins["drain_delay"] != "default"
+    drain_delay_s = config.drain_delay if is_delay_given else DRAIN_DELAY_S
+    timing = decide_timing(
+        config, drain_delay_s, num_bytes, fetch_bytes=fetch_bytes, is_hub=placement.source.kind == "hub"
+    )
+    assert report.resolved is not None, "there was no problem"
+    return Workload(
+        wanted=wanted,
+        name=wanted.name or name_after(source.model),
+        title=source.model,
+        args=tuple(choose_args(loaded, placement, resources, timing, wanted)),
+        secret_options=tuple(list_secret(loaded)),
+        placement=placement,
+        num_bytes=num_bytes,
+        resources=resources,
+        timing=timing,
+        http_port=config.port,
+        grpc_port=config.grpc_port,
+        http_tls=config.http_tls,
+        termination_log=str(config.termination_log),
+        otlp_endpoint=split_credentials(config.otlp_endpoint)[0] if config.otlp_endpoint else None,
+        hub_endpoint=read_endpoint(environ) if placement.source.kind == "hub" else None,
+        warnings=tuple(find_warnings(report, placement, wanted)),
+    )
+
+
+def is_fetched(placement: Placement, wanted: Wanted) -> bool:
+    """Whether an init container of ours brings the model."""
+    return placement.source.kind in ("hub", "bundle") and not wanted.is_kserve
+
+
+def read_endpoint(environ: Mapping[str, str]) -> str | None:
+    """The mirror of the hub from which this command reads headers, and pods download.
+
+    Raises:
+        UsageError: its URL contains credentials, which would be printed.
+    """
+    endpoint = environ.get(ENDPOINT_VARIABLE, "").strip()
+    if split_credentials(endpoint)[1]:
+        raise UsageError(
+            f"{ENDPOINT_VARIABLE} contains credentials, which a manifest must not show: name a mirror without them, or "
+            "download with a token (--hf-token-secret)."
+        )
+    return endpoint or None
+
+
+def find_warnings(report: PlanReport, placement: Placement, wanted: Wanted) -> Iterator[str]:
+    """Those of the plan, and what the files of the model still lack."""
+    if report.resolved is not None:
+        yield from report.resolved.warnings
+    if report.chosen is not None:
+        yield from report.chosen.notes
+    is_converted_in_pod = placement.source.kind == "hub" and not wanted.is_kserve
+    if report.source.convert_bytes and not is_converted_in_pod:
+        yield (
+            f"{report.source.model} has PyTorch weights: convert them with `tgis convert-to-safetensors` before "
+            f"--model-source {placement.source} is used."
+        )
+
+
+def state_devices(wanted: Wanted, loaded: LoadedConfig) -> Devices:
+    """The devices of the cluster: stated, or a CPU with whatever memory it takes."""
+    num_shard = loaded.config.num_shard or loaded.config.num_gpus or 1
+    node = imagine_node(wanted.cpu_cores or CPUS_PER_SHARD * num_shard)
+    if wanted.gpu is None and wanted.cpu is None:
+        return Devices(node, "a CPU with as much memory as the model needs")
+    return read_devices(wanted.gpu, wanted.cpu, loaded.config, node)
+
+
+def size_resources(report: PlanReport, devices: Devices, wanted: Wanted) -> Resources:
+    resolved, fit, weights = report.resolved, report.chosen, report.weights
+    assert resolved is not None, "a plan without a problem is complete"
+    assert fit is not None, "a plan without a problem is complete"
+    assert weights is not None, "a plan without a problem is complete"
+    assert resolved.sizes is not None, "only a rehearsal has none"
+    if resolved.run.device == "cuda":
+        return size_for_gpus(fit, devices.stated, weights.num_bytes, weights.num_files, wanted.cpu_cores)
+    return size_for_cpu(resolved.run, resolved.sizes, fit, devices.machine, wanted.cpu_cores)
+
+
+def choose_args(
+    loaded: LoadedConfig, placement: Placement, resources: Resources, timing: Timing, wanted: Wanted
+) -> Iterator[str | Explained]:
+    """The given options, and those that a cluster needs."""
+    values = list_given(loaded)
+    values.pop("termination_log", None)  # a field of the container says it
+    reasons = {}
+
+    def add(name: str, value: object, reason: str) -> None:
+        if values.get(name) != value:
+            values[name], reasons[name] = value, reason
+
+    if resources.num_gpus:
+        add("device", "cuda", "Without a usable GPU startup fails, instead of going on with the CPU.")
+    else:
+        add("device", "cpu", "Some clusters show GPUs to pods that have not asked for any.")
+    if resources.num_gpus > 1:
+        values.pop("num_gpus", None)
+        add("num_shard", resources.num_gpus, "The fewest GPUs that hold the model.")
+    if resources.kv_cache_memory is not None:
+        add("kv_cache_memory", resources.kv_cache_memory, "Of each shard; the memory below is for exactly this.")
+    if "max_connection_age" not in values and timing.connection_age_s:
+        why = "Clients reconnect, also to new pods. Less than --drain-delay: they leave before calls are refused."
+        add("max_connection_age", timing.connection_age_s, why)
+    why = "Calls are accepted until all clients see the pod leave: no preStop is needed."
+    add("drain_delay", timing.drain_delay_s, why)
+    return write_args(placement.model, None if wanted.is_kserve else placement.revision, values, reasons)
+
+
+def with_pod_files(flags: Mapping[str, object], wanted: Wanted) -> dict[str, object]:
+    """The flags with the places of the TLS files in the pod."""
+    added: dict[str, object] = {}
+    if wanted.tls_secret:
+        added |= {"tls_cert_path": f"{TLS_DIR}/tls.crt", "tls_key_path": f"{TLS_DIR}/tls.key"}
+    if wanted.client_ca:
+        added["tls_client_ca_cert_path"] = f"{CLIENT_CA_DIR}/ca.crt"
+    return {**flags, **added}
