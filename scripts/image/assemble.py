@@ -42,7 +42,7 @@ UNWANTED_FOLDERS = {"tests", "__pycache__"}  # of packages
 UNWANTED_PATHS = ("torch/include", "torch/share")  # headers and CMake files
 SYSTEM_FILES = (  # copied if the base has them
     *("/etc/nsswitch.conf", "/etc/os-release", "/etc/ld.so.cache", "/etc/crypto-policies/back-ends/opensslcnf.config"),
-    *("/usr/lib/locale/C.utf8", "/etc/services", "/etc/protocols"),
+    *("/etc/pki/tls/fips_local.cnf", "/etc/pki/tls/openssl.d", "/usr/lib/locale/C.utf8"),
 )
 MODES = {Path("tmp"): 0o1777, Path("models"): 0o775}  # other than those of all folders and files
 # pip's words for: the package index does not have this version.
@@ -308,11 +308,11 @@ def list_libraries(loader: Path, file: Path) -> list[Path]:
 
 
 def find_loaded_later(libraries: Iterable[Path]) -> Iterator[Path]:
-    """Libraries that glibc loads by name while it runs: to cancel threads, and to look up hosts and users."""
+    """What libraries load by name while they run: glibc to cancel threads and to look up hosts and users, and OpenSSL
+    its providers, without which it does nothing on machines in FIPS mode."""
     for folder in {library.parent for library in libraries}:
-        yield from folder.glob("libgcc_s.so.1")
-        yield from folder.glob("libnss_files.so.2")
-        yield from folder.glob("libnss_dns.so.2")
+        for name in ("libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2", "ossl-modules/*.so"):
+            yield from folder.glob(name)
 
 
 def is_elf(file: Path) -> bool:
