@@ -9,6 +9,7 @@ the building machine, so that equal inputs give equal layers.
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import re
 import shutil
@@ -41,7 +42,7 @@ UNWANTED_FOLDERS = {"tests", "__pycache__"}  # of packages
 UNWANTED_PATHS = ("torch/include", "torch/share")  # headers and CMake files
 SYSTEM_FILES = (  # copied if the base has them
     *("/etc/nsswitch.conf", "/etc/os-release", "/etc/ld.so.cache", "/etc/crypto-policies/back-ends/opensslcnf.config"),
-    *("/usr/lib/locale/C.utf8", "/etc/services", "/etc/protocols"),
+    *("/etc/pki/tls/fips_local.cnf", "/etc/pki/tls/openssl.d", "/usr/lib/locale/C.utf8"),
 )
 MODES = {Path("tmp"): 0o1777, Path("models"): 0o775}  # other than those of all folders and files
 # pip's words for: the package index does not have this version.
@@ -53,7 +54,7 @@ def main(environ: Mapping[str, str]) -> None:
     say("making a virtual environment")
     wheel = find_wheel(environ.get("VERSION", ""))
     pip = make_pip(environ.get("WHEELS", ""))
-    run([find_base_python(), "-I", "-m", "venv", "--without-pip", HOME])
+    run([find_base_python(), "-I", "-m", "venv", "--clear", "--without-pip", HOME])
     say("installing PyTorch")
     install_torch(pip, environ.get("TORCH") or "cpu")
     (site,) = HOME.glob("lib/python*/site-packages")
@@ -85,6 +86,7 @@ def run(command: Sequence[object]) -> None:
     subprocess.run([str(word) for word in command], check=True)
 
 
+@functools.cache  # the first call comes before anything of the base is replaced
 def find_base_python() -> Path:
     """The base's own interpreter, even where its `python3` is that of a virtual environment."""
     return Path(sys.executable).resolve()
@@ -306,11 +308,11 @@ def list_libraries(loader: Path, file: Path) -> list[Path]:
 
 
 def find_loaded_later(libraries: Iterable[Path]) -> Iterator[Path]:
-    """Libraries that glibc loads by name while it runs: to cancel threads, and to look up hosts and users."""
+    """What libraries load by name while they run: glibc to cancel threads and to look up hosts and users, and OpenSSL
+    its providers, without which it does nothing on machines in FIPS mode."""
     for folder in {library.parent for library in libraries}:
-        yield from folder.glob("libgcc_s.so.1")
-        yield from folder.glob("libnss_files.so.2")
-        yield from folder.glob("libnss_dns.so.2")
+        for name in ("libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2", "ossl-modules/*.so"):
+            yield from folder.glob(name)
 
 
 def is_elf(file: Path) -> bool:
