@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pip_settings import PipSettings, read_pip_settings
+from tgis_server.host.interpreter import make_command
 from tools import TOOLS, Build, build_image, export_stage, find_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,7 +127,7 @@ def build_wheel(seconds: int) -> Path:
     """Build the wheel into dist/, in place of earlier ones."""
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would pack files that are no longer in the source
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT)]
+        command = make_command("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT))
         subprocess.run(command, env=os.environ | {"SOURCE_DATE_EPOCH": str(seconds)}, check=True)
         (wheel,) = Path(folder).glob("tgis-*.whl")
         DIST.mkdir(exist_ok=True)

@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tgis_server.host.interpreter import make_command
 
 UID = 1000730000  # as OpenShift assigns them
 CLONE_NEWNET = 0x40000000
@@ -125,7 +126,7 @@ def start(
         mounts = [
             word for volume in (*volumes, f"{termination_log}:/dev/termination-log") for word in ("--volume", volume)
         ]
-        confine = [sys.executable, "-I", str(Path(__file__).with_name("confine.py")), *mounts]
+        confine = [*make_command("-I", str(Path(__file__).with_name("confine.py"))), *mounts]
         confine += ["--own-network"] * (not has_network) + [str(image.root), str(UID)]
         unshare = ["/usr/bin/unshare", *NAMESPACES, *network, "--propagation", "private", "--kill-child", "--fork"]
         own = image.environ | dict(environ or {})

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from container import UID, WITH_PARENT, Image, Running, start
 from pip_settings import read_pip_settings
+from tgis_server.host.interpreter import make_command
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests/integration"))
@@ -190,7 +191,7 @@ def build_image(trial: Trial, tag: str, umask: int = 0o022, **environ: str) -> s
     log = WORK / f"{tag}.log"
     with log.open("wb") as output:
         done = subprocess.run(
-            [sys.executable, program, *options],
+            make_command(str(program), *options),
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | environ,
@@ -236,7 +237,7 @@ def check_settings(trial: Trial, image: Image) -> None:
         "User": "2000:0",
         "ExposedPorts": {"3000/tcp": {}, "8033/tcp": {}},
         "Entrypoint": ["tgis"],
-        "Cmd": ["launch"],
+        "Cmd": ["text-generation-launcher"],
         "WorkingDir": "/models",
         "StopSignal": "SIGTERM",
     }
