@@ -22,7 +22,6 @@ from pathlib import Path
 
 from container import UID, WITH_PARENT, Image, Running, start
 from pip_settings import read_pip_settings
-from tgis_server.host.interpreter import make_command
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests/integration"))
@@ -191,7 +190,7 @@ def build_image(trial: Trial, tag: str, umask: int = 0o022, **environ: str) -> s
     log = WORK / f"{tag}.log"
     with log.open("wb") as output:
         done = subprocess.run(
-            make_command(str(program), *options),
+            [sys.executable, program, *options],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | environ,
