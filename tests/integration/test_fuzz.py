@@ -192,7 +192,7 @@ class State:
     """What extreme requests must not change."""
 
     answer: list[pb.GenerationResponse]
-    gauges: dict[str, float]  # sequences, KV blocks, permits, calls in flight
+    gauges: dict[str, float]  # sequences, KV blocks in use, permits, calls in flight
     num_files: dict[int, int]  # open files and sockets by process
 
 
@@ -234,7 +234,9 @@ def answer_of(server: Any) -> list[pb.GenerationResponse]:
 
 def read_gauges(server: Any) -> dict[str, float]:
     text = urllib.request.urlopen(f"{server.facts['http']}/metrics", timeout=10).read().decode()
-    gauges = [family for family in text_string_to_metric_families(text) if family.type == "gauge"]
+    changing = ("tgi_process_", "tgi_prefix_cache_blocks")  # memory never rests, and answers stay in the cache
+    families = text_string_to_metric_families(text)
+    gauges = [each for each in families if each.type == "gauge" and not each.name.startswith(changing)]
     return {sample.name: sample.value for family in gauges for sample in family.samples}
 
 

@@ -245,7 +245,7 @@ def test_a_launcher_that_still_looks_at_the_machine_is_listed_and_can_be_stopped
 
     facts = servers[server.process.pid]
     assert (facts["model"], facts["state"], facts["grpc"], facts["pids"]) == ("org/name", "starting", None, {})
-    assert (facts["phase"], facts["run_dir"]) == ("looking at the machine and the model", str(run_dir))
+    assert (facts["phase"], facts["run_dir"]) == ("inspecting the model", str(run_dir))
     assert survey not in servers
     assert (done.returncode, done.stderr, server.wait(), server.run_dir) == (0, "", 0, None)
 

@@ -105,7 +105,7 @@ def test_a_launcher_that_still_looks_at_its_model_is_known_by_its_options(tmp_pa
         status = ask(server)
 
     assert (server.title, server.grpc_port, server.is_looking) == ("org/name (rehearsal)", 9000, True)
-    assert str(status) == "starting: looking at the machine and the model"
+    assert str(status) == "starting: inspecting the model"
 
 
 @pytest.mark.parametrize(("shift", "is_found"), [(0, False), (1, True)])
