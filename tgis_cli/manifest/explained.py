@@ -16,11 +16,15 @@ class Explained:
     why: str
 
 
+def unwrap(value: Any) -> Any:
+    """The value without its own reason; what is in it keeps its reasons."""
+    return unwrap(value.value) if isinstance(value, Explained) else value
+
+
 def strip(value: Any) -> Any:
     """The value alone, without reasons at any depth."""
+    value = unwrap(value)
     match value:
-        case Explained():
-            return strip(value.value)
         case dict():
             return {key: strip(each) for key, each in value.items()}
         case list() | tuple():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tgis_cli.manifest.explained import Explained, Object, without_none
-from tgis_cli.manifest.kubernetes import describe, make_object, make_service_account
+from tgis_cli.manifest.kubernetes import HEADLESS_CLIENTS, describe, make_service_account
+from tgis_cli.manifest.objects import make_object
 from tgis_cli.manifest.pod import DASHBOARD, make_container, make_pod_settings, make_tolerations, make_volumes
 from tgis_cli.manifest.scaling import make_autoscaler, make_disruption_budget, make_pod_monitor
 from tgis_cli.manifest.workload import Workload
@@ -19,7 +20,7 @@ def make_kserve_objects(workload: Workload) -> Iterator[Explained]:
     yield make_service_account(workload, (token,) if token else ())
     yield make_serving_runtime(workload)
     yield make_inference_service(workload)
-    if workload.least_replicas > 1:
+    if workload.most_replicas > 1:
         yield make_disruption_budget(workload)
     if workload.wanted.autoscale:
         yield make_autoscaler(workload, "Deployment", f"{workload.name}-predictor")
@@ -28,6 +29,10 @@ def make_kserve_objects(workload: Workload) -> Iterator[Explained]:
 
 
 def make_serving_runtime(workload: Workload) -> Explained:
+    if workload.has_tls:
+        port, why = "tls-grpc", "The name of the port tells a mesh that the server itself ends TLS."
+    else:
+        port, why = "h2c", "The port is named h2c, by which KServe knows gRPC."
     spec = without_none(
         {
             "labels": {**workload.labels, **DASHBOARD},
@@ -39,7 +44,7 @@ def make_serving_runtime(workload: Workload) -> Explained:
             "multiModel": False,
             "supportedModelFormats": [{"name": FORMAT, "autoSelect": False}],
             "tolerations": make_tolerations(workload),
-            "containers": [make_container(workload, "kserve-container", "h2c")],
+            "containers": [make_container(workload, "kserve-container", port)],
             "volumes": make_volumes(workload),
         }
     )
@@ -49,7 +54,7 @@ def make_serving_runtime(workload: Workload) -> Explained:
         "labels": {**workload.labels, "opendatahub.io/dashboard": "true"},
         "annotations": {"openshift.io/display-name": f"TGIS for {workload.title}"},
     }
-    return Explained(runtime, f"{describe(workload)} The port is named h2c, by which KServe knows gRPC.")
+    return Explained(runtime, f"{describe(workload)} {why}")
 
 
 def make_inference_service(workload: Workload) -> Explained:
@@ -59,7 +64,7 @@ def make_inference_service(workload: Workload) -> Explained:
         annotations["serving.kserve.io/autoscalerClass"] = "external"
     model = without_none({"modelFormat": {"name": FORMAT}, "runtime": workload.name, "storageUri": find_uri(workload)})
     predictor: Object = {
-        "minReplicas": workload.least_replicas,
+        "minReplicas": workload.wanted.replicas,
         "maxReplicas": workload.most_replicas,
         "deploymentStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         **make_pod_settings(workload),
@@ -70,7 +75,8 @@ def make_inference_service(workload: Workload) -> Explained:
     return Explained(
         service,
         "A plain Deployment (RawDeployment): streams may last longer than Knative's time limit, and probes use another "
-        "port than calls.",
+        "port than calls. Open Data Hub makes its Service headless unless the DataScienceCluster has "
+        f"rawDeploymentServiceConfig: Headed. {HEADLESS_CLIENTS}",
     )
 
 

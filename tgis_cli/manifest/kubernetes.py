@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tgis_cli.manifest.explained import Explained, Object, without_none
+from tgis_cli.manifest.objects import make_object
 from tgis_cli.manifest.pod import make_pod_template, model_room
 from tgis_cli.manifest.resources import write_quantity
 from tgis_cli.manifest.scaling import make_autoscaler, make_disruption_budget, make_pod_monitor
@@ -15,6 +16,11 @@ from tgis_cli.manifest.workload import Workload
 MONITORING = ("monitoring", "openshift-monitoring", "openshift-user-workload-monitoring")
 DNS_PORTS = (53, 5353)  # the second one is that of OpenShift's pods, behind its Service
 OTLP = "otlp"
+HEADLESS = "-pods"  # added to the name of the Service
+HEADLESS_CLIENTS = (
+    "gRPC resolves a name at most every 30 s unless told otherwise, so clients of a headless Service find new pods too "
+    "late: they need grpc.dns_min_time_between_resolutions_ms of at most 5000, or pods with --drain-delay 45."
+)
 DEFAULT_PORTS = {"http": 80, "https": 443, OTLP: 4317}
 
 
@@ -23,20 +29,15 @@ def make_kubernetes_objects(workload: Workload) -> Iterator[Explained]:
     yield make_service_account(workload)
     yield make_network_policy(workload)
     yield make_service(workload)
+    if workload.most_replicas > 1 or workload.is_stateful:
+        yield make_headless_service(workload)
     yield make_stateful_set(workload) if workload.is_stateful else make_deployment(workload)
-    if workload.least_replicas > 1:
+    if workload.most_replicas > 1:
         yield make_disruption_budget(workload)
     if workload.wanted.autoscale:
         yield make_autoscaler(workload, "StatefulSet" if workload.is_stateful else "Deployment", workload.name)
     if workload.wanted.monitor:
         yield make_pod_monitor(workload)
-
-
-def make_object(workload: Workload, api_version: str, kind: str, body: Object, name: str | None = None) -> Object:
-    metadata = without_none(
-        {"name": name or workload.name, "namespace": workload.wanted.namespace, "labels": workload.labels}
-    )
-    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **body}
 
 
 def make_service_account(workload: Workload, secrets: tuple[str, ...] = ()) -> Explained:
@@ -48,25 +49,30 @@ def make_service_account(workload: Workload, secrets: tuple[str, ...] = ()) -> E
 
 
 def make_service(workload: Workload) -> Explained:
-    protocol = "https" if workload.has_tls else "kubernetes.io/h2c"
-    grpc = {"name": "grpc", "port": workload.grpc_port, "targetPort": "grpc", "appProtocol": protocol}
-    service = make_object(
-        workload,
-        "v1",
-        "Service",
-        {
-            "spec": {
-                "clusterIP": "None",
-                "selector": workload.selector,
-                "ports": [grpc, {"name": "http", "port": workload.http_port, "targetPort": "http"}],
-            }
-        },
-    )
+    http = {"name": "http", "port": workload.http_port, "targetPort": "http"}
+    spec = {"selector": workload.selector, "ports": [make_grpc_port(workload), http]}
+    why = "For clients: each new connection goes to a ready pod."
+    if workload.timing.connection_age_s:
+        why += (
+            " --max-connection-age makes clients reconnect, so they leave a stopping pod before it refuses calls, and "
+            "find new pods."
+        )
+    return Explained(make_object(workload, "v1", "Service", {"spec": spec}), why)
+
+
+def make_headless_service(workload: Workload) -> Explained:
+    spec = {"clusterIP": "None", "selector": workload.selector, "ports": [make_grpc_port(workload)]}
+    service = make_object(workload, "v1", "Service", {"spec": spec}, HEADLESS)
     return Explained(
         service,
-        "Headless: its name resolves to every ready pod. A gRPC connection stays with one pod, so clients balance "
-        f"calls themselves (`dns:///{workload.name}:{workload.grpc_port}` and the policy round_robin), or a mesh does.",
+        "Headless: the name resolves to every ready pod, for clients that balance calls themselves "
+        f"(dns:///{workload.name}{HEADLESS}:{workload.grpc_port} with round_robin). {HEADLESS_CLIENTS}",
     )
+
+
+def make_grpc_port(workload: Workload) -> Object:
+    protocol = "https" if workload.has_tls else "kubernetes.io/h2c"
+    return {"name": "grpc", "port": workload.grpc_port, "targetPort": "grpc", "appProtocol": protocol}
 
 
 def make_deployment(workload: Workload) -> Explained:
@@ -92,7 +98,7 @@ def make_stateful_set(workload: Workload) -> Explained:
     spec = without_none(
         {
             "replicas": make_replicas(workload),
-            "serviceName": workload.name,
+            "serviceName": workload.name + HEADLESS,
             "podManagementPolicy": Explained("Parallel", "Pods do not depend on each other: all download at once."),
             "selector": {"matchLabels": workload.selector},
             "template": make_pod_template(workload),
@@ -173,7 +179,7 @@ def make_egress(workload: Workload) -> Any:
         return Explained([], "Nothing: serving needs no connections of its own.")
     dns = [make_port(port, protocol) for port in DNS_PORTS for protocol in ("UDP", "TCP")]
     return [
-        Explained({"to": [{"namespaceSelector": {}}], "ports": dns}, "Names, from the cluster's DNS."),
+        Explained({"ports": dns}, "Names, from any address: that of NodeLocal DNSCache is no pod's."),
         *(Explained({"ports": [make_port(port)]}, why) for port, why in targets),
     ]
 

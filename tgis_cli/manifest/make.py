@@ -10,6 +10,7 @@ from typing import Any
 from tgis_cli.manifest.explained import Explained
 from tgis_cli.manifest.kserve import make_kserve_objects
 from tgis_cli.manifest.kubernetes import make_kubernetes_objects
+from tgis_cli.manifest.scaling import find_missing_parts
 from tgis_cli.manifest.wanted import Wanted, check_launch_options, check_wanted
 from tgis_cli.manifest.workload import Workload, decide_workload, with_pod_files
 from tgis_cli.plan import open_model
@@ -25,7 +26,7 @@ class Manifest:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return self.workload.warnings
+        return (*self.workload.warnings, *find_missing_parts(self.workload.wanted))
 
 
 def make_manifest(

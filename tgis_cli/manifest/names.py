@@ -7,9 +7,9 @@ import re
 
 from tgis_server.errors import UsageError
 
-# A Service's name is a label of DNS (63 characters). The names of pods and of their revisions, which are labels too,
-# add 11 characters to that of the workload.
-MAX_NAME = 52
+# Kubernetes cuts the name of a pod to 58 characters before it adds five at random. What is left must still begin with
+# the name of the pod's Deployment and a hyphen, by which metrics are told apart; KServe's is NAME-predictor.
+MAX_NAME = 47
 MAX_NAMESPACE = 63
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")

@@ -78,9 +78,12 @@ def make_files(manifest: Manifest) -> dict[str, str]:
 
 
 def name_files(objects: Sequence[Explained]) -> dict[str, Explained]:
-    """``service.yaml``, ``deployment.yaml``; every manifest has at most one object of a kind."""
-    names = [f"{each.value['kind'].lower()}.yaml" for each in objects]
-    assert max(Counter(names).values()) == 1, "two objects of a kind need names of their own"
+    """``service.yaml``, ``deployment.yaml``; and ``service-pods.yaml``, whose name the others do not have."""
+    shared = objects[0].value["metadata"]["name"]
+    names = [
+        f"{each.value['kind'].lower()}{each.value['metadata']['name'].removeprefix(shared)}.yaml" for each in objects
+    ]
+    assert max(Counter(names).values()) == 1, "objects of a kind have different names"
     return dict(zip(names, objects, strict=True))
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from tgis_cli.manifest.explained import Explained, Object, without_none
+from collections.abc import Iterator
+
+from tgis_cli.manifest.explained import Explained, Object
+from tgis_cli.manifest.objects import make_object
+from tgis_cli.manifest.wanted import PROMETHEUS, Wanted
 from tgis_cli.manifest.workload import Workload
 
 QUEUED_PER_POD = 4  # sequences; fewer are the passing peak of a few steps
 SCRAPE_S = 15
 SCALE_DOWN_S = 300  # the time in which a peak may return: another pod has to load the model first
 METRIC = "tgi_queue_size"
+# What pods have after the name of their set and a hyphen. Of a long name the hash of the revision is cut, or missing.
+POD_ENDINGS = {"StatefulSet": "[0-9]+", "Deployment": "[a-z0-9]*-?[a-z0-9]{5}"}
 
 BEHAVIOR = {
     "scaleUp": {"stabilizationWindowSeconds": 30, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}]},
@@ -16,28 +22,31 @@ BEHAVIOR = {
 }
 
 
-def make_named(workload: Workload, api_version: str, kind: str, body: Object) -> Object:
-    metadata = without_none({"name": workload.name, "namespace": workload.wanted.namespace, "labels": workload.labels})
-    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **body}
-
-
 def make_disruption_budget(workload: Workload) -> Explained:
-    budget = make_named(
+    budget = make_object(
         workload,
         "policy/v1",
         "PodDisruptionBudget",
-        {"spec": {"maxUnavailable": 1, "selector": {"matchLabels": workload.selector}}},
+        {
+            "spec": {
+                "maxUnavailable": 1,
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                "selector": {"matchLabels": workload.selector},
+            }
+        },
     )
-    return Explained(budget, "When nodes are drained, pods leave one after the other.")
+    return Explained(
+        budget, "When nodes are drained, pods leave one after the other. One that is not ready never blocks a drain."
+    )
 
 
-def make_autoscaler(workload: Workload, kind: str, target: str) -> Explained:
+def make_autoscaler(workload: Workload, kind: str, name: str) -> Explained:
     """
     Args:
         kind: of the object that is scaled.
-        target: its name.
+        name: its name.
     """
-    target_ref = {"apiVersion": "apps/v1", "kind": kind, "name": target}
+    target_ref = {"apiVersion": "apps/v1", "kind": kind, "name": name}
     if workload.wanted.autoscale == "keda":
         return make_scaled_object(workload, target_ref)
     return make_horizontal_autoscaler(workload, target_ref)
@@ -54,12 +63,12 @@ def make_horizontal_autoscaler(workload: Workload, target_ref: Object) -> Explai
     metric = {"metric": {"name": METRIC}, "target": {"type": "AverageValue", "averageValue": str(QUEUED_PER_POD)}}
     spec = {
         "scaleTargetRef": target_ref,
-        "minReplicas": workload.least_replicas,
+        "minReplicas": workload.wanted.replicas,
         "maxReplicas": workload.most_replicas,
         "metrics": [Explained({"type": "Pods", "pods": metric}, explain_threshold())],
         "behavior": explain_behavior(),
     }
-    autoscaler = make_named(workload, "autoscaling/v2", "HorizontalPodAutoscaler", {"spec": spec})
+    autoscaler = make_object(workload, "autoscaling/v2", "HorizontalPodAutoscaler", {"spec": spec})
     return Explained(autoscaler, f"An adapter such as prometheus-adapter must offer {METRIC} of pods as custom metric.")
 
 
@@ -71,29 +80,32 @@ def explain_behavior() -> Explained:
 
 
 def make_scaled_object(workload: Workload, target_ref: Object) -> Explained:
-    pods = (
-        f"{target_ref['name']}-[0-9]+"
-        if target_ref["kind"] == "StatefulSet"
-        else (f"{target_ref['name']}-[a-z0-9]+-[a-z0-9]{{5}}")
-    )
-    namespace = f'namespace="{workload.wanted.namespace}",' if workload.wanted.namespace else ""
+    pods = f"{target_ref['name']}-{POD_ENDINGS[target_ref['kind']]}"
     trigger = {
         "type": "prometheus",
         "metadata": {
-            "serverAddress": Explained(workload.prometheus, "Where the cluster's Prometheus answers (--prometheus)."),
-            "query": f'sum({METRIC}{{{namespace}pod=~"{pods}"}})',
+            "serverAddress": Explained(
+                workload.wanted.prometheus or PROMETHEUS, "Where the cluster's Prometheus answers (--prometheus)."
+            ),
+            "query": f'sum({METRIC}{{namespace="{workload.wanted.namespace}",pod=~"{pods}"}})',
             "threshold": Explained(str(QUEUED_PER_POD), explain_threshold()),
         },
     }
     spec = {
         "scaleTargetRef": target_ref,
-        "minReplicaCount": workload.least_replicas,
+        "minReplicaCount": workload.wanted.replicas,
         "maxReplicaCount": workload.most_replicas,
         "pollingInterval": SCRAPE_S,
         "advanced": {"horizontalPodAutoscalerConfig": {"behavior": explain_behavior()}},
-        "triggers": [trigger],
+        "triggers": [
+            Explained(
+                trigger,
+                "If Prometheus asks for a token, as OpenShift's does, add `authModes: bearer` to the metadata, and an "
+                "authenticationRef to a TriggerAuthentication with the token.",
+            )
+        ],
     }
-    scaled = make_named(workload, "keda.sh/v1alpha1", "ScaledObject", {"spec": spec})
+    scaled = make_object(workload, "keda.sh/v1alpha1", "ScaledObject", {"spec": spec})
     return Explained(scaled, "KEDA scales by what waits in the queues of all pods.")
 
 
@@ -108,6 +120,15 @@ def make_pod_monitor(workload: Workload) -> Explained:
         }
     spec = {"selector": {"matchLabels": workload.selector}, "podMetricsEndpoints": [endpoint]}
     return Explained(
-        make_named(workload, "monitoring.coreos.com/v1", "PodMonitor", {"spec": spec}),
+        make_object(workload, "monitoring.coreos.com/v1", "PodMonitor", {"spec": spec}),
         "For the Prometheus operator.",
     )
+
+
+def find_missing_parts(wanted: Wanted) -> Iterator[str]:
+    """What the autoscaler needs beside the objects of the manifest."""
+    if wanted.autoscale and not wanted.monitor:
+        yield (
+            f"--autoscale {wanted.autoscale} needs the metric {METRIC} in Prometheus: add --monitor, or let Prometheus "
+            "scrape the port http of the pods another way."
+        )

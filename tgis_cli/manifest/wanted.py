@@ -10,6 +10,7 @@ from tgis_cli.manifest.names import MAX_NAMESPACE, NAMESPACE, check_image, check
 from tgis_server.errors import UsageError
 from tgis_server.options import ServeConfig
 from tgis_server.words.close_words import did_you_mean
+from tgis_server.words.url_credentials import split_credentials
 
 TARGETS = ("deployment", "kserve", "kustomize")
 AUTOSCALERS = ("hpa", "keda")
@@ -78,6 +79,16 @@ def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def find_contradictions(wanted: Wanted) -> Iterator[str]:
+    if wanted.prometheus is not None and split_credentials(wanted.prometheus)[1]:
+        yield (
+            "--prometheus contains credentials, which a manifest must not show: name the URL without them, and add a "
+            "TriggerAuthentication to the ScaledObject."
+        )
+    if wanted.autoscale == "keda" and wanted.namespace is None:
+        yield (
+            "--autoscale keda needs --namespace: KEDA asks Prometheus, which has the queues of pods with the same "
+            "names in other namespaces too."
+        )
     most = wanted.max_replicas
     if most is not None and wanted.autoscale is None:
         yield f"--max-replicas {most} needs --autoscale hpa or --autoscale keda: without it --replicas is the number."

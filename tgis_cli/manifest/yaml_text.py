@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from tgis_cli.manifest.explained import Explained, strip
+from tgis_cli.manifest.explained import Explained, strip, unwrap
 
 WIDTH = 110  # of lines with comments
 SHORTEST = 60  # of the text of a comment, however deep it stands
@@ -78,10 +78,6 @@ def to_node(value: Any, column: int) -> Any:
 def add_comment(node: Any, key: Any, value: Any, column: int) -> None:
     if isinstance(value, Explained):
         node.yaml_set_comment_before_after_key(key, before=wrap_comment(value.why, column), indent=column)
-
-
-def unwrap(value: Any) -> Any:
-    return unwrap(value.value) if isinstance(value, Explained) else value
 
 
 def wrap_comment(text: str, column: int, prefix: str = "") -> str:

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cluster_objects import Object
 from tgis_cli.manifest import Manifest, Wanted, make_manifest
 from tgis_cli.manifest.explained import strip
 from tgis_cli.model_files.download.remote_headers import write_converted_header
-
-Object = dict[str, Any]
 
 MODEL = "meta/Llama-3.1-8B"
 COMMIT = "a" * 40
@@ -56,8 +55,10 @@ def make(
 
 
 def objects_of(manifest: Manifest) -> dict[str, Object]:
-    """By kind."""
-    return {each.value["kind"]: strip(each) for each in manifest.objects}
+    """By kind, and by kind and the rest of the name if that is longer: ``Service-pods``."""
+    name = manifest.workload.name
+    objects = [strip(each) for each in manifest.objects]
+    return {each["kind"] + each["metadata"]["name"].removeprefix(name): each for each in objects}
 
 
 def pod_of(manifest: Manifest) -> Object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from cluster_objects import InvalidObject, check_object, check_together
+from cluster_objects import InvalidObject, Object, check_object, check_together
 from in_process import run_in_process
-from manifests import MODEL, Object, make, objects_of, pod_of, server_of, write_model
+from manifests import MODEL, make, objects_of, pod_of, server_of, write_model
+from tgis_cli.manifest import to_yaml
 from tgis_cli.manifest.explained import strip
+from tgis_cli.manifest.names import MAX_NAME
 from tgis_cli.model_files import DEMO_MODEL_DIR
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -25,12 +30,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "in a claim": {"model_source": "pvc:models", "namespace": "llm", "autoscale": "hpa", "replicas": 2},
     "from a bundle": {"model_source": "bundle:archive/llama.tar", "cpu": "64GiB"},
     "in the image": {"model_source": "image", "image": "registry.example.com/tgis@sha256:" + "0" * 64},
-    "two gpus": {"gpu": "12GiB", "autoscale": "keda", "max_replicas": 8, "monitor": True},
+    "two gpus": {"gpu": "12GiB", "autoscale": "keda", "namespace": "llm", "max_replicas": 8, "monitor": True},
     "tls": {"tls_secret": "tls", "client_ca": "ca", "flags": {"http_tls": "server"}, "monitor": True},
     "mutual tls": {"tls_secret": "tls", "client_ca": "ca", "flags": {"http_tls": "mutual"}},
     "secret option": {"flags": {"otlp_endpoint": "http://me:secret@collector:4317"}},
     "kserve": {"target": "kserve", "gpu": "L4", "hf_token_secret": "hf", "replicas": 2, "monitor": True},
-    "kserve in a claim": {"target": "kserve", "model_source": "pvc:models/llama", "autoscale": "keda"},
+    "kserve in a claim": {
+        "target": "kserve",
+        "model_source": "pvc:models/llama",
+        "autoscale": "keda",
+        "namespace": "llm",
+    },
     "kserve demo": {"target": "kserve", "model": None, "autoscale": "hpa"},
 }
 
@@ -74,7 +84,7 @@ def break_trigger(objects: dict[str, Object]) -> Object:
 
 @pytest.mark.parametrize("damage", [misspell_probe, break_port, break_trigger])
 def test_a_broken_field_is_noticed(damage: Callable[[dict[str, Object]], Object], environ: dict[str, str]) -> None:
-    broken = damage(objects_of(make(environ, model_source="image", autoscale="keda")))
+    broken = damage(objects_of(make(environ, model_source="image", autoscale="keda", namespace="llm")))
 
     with pytest.raises(InvalidObject):
         check_object(broken)
@@ -166,7 +176,7 @@ def test_pods_that_download_keep_their_copy(environ: dict[str, str]) -> None:
 
     [claim] = own["StatefulSet"]["spec"]["volumeClaimTemplates"]
     assert claim["spec"]["resources"]["requests"] == {"storage": "17Gi"}
-    assert own["StatefulSet"]["spec"]["serviceName"] == own["Service"]["metadata"]["name"]
+    assert own["StatefulSet"]["spec"]["serviceName"] == own["Service-pods"]["metadata"]["name"]
     assert "Deployment" in shared
 
 
@@ -264,16 +274,18 @@ def test_pods_meet_the_restricted_profile_with_any_user_id(environ: dict[str, st
     assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
 
 
-def test_several_replicas_spread_over_nodes_and_leave_them_one_by_one(environ: dict[str, str]) -> None:
-    one, two = (objects_of(make(environ, model_source="image", replicas=number)) for number in (1, 2))
+@pytest.mark.parametrize("several", [{"replicas": 2}, {"autoscale": "hpa"}])
+@pytest.mark.parametrize(("target", "set_of_pods"), [("deployment", "Deployment"), ("kserve", "InferenceService")])
+def test_several_replicas_spread_over_nodes_and_leave_them_one_by_one(
+    several: dict[str, Any], target: str, set_of_pods: str, environ: dict[str, str]
+) -> None:
+    one, more = (objects_of(make(environ, model_source="image", target=target, **wanted)) for wanted in ({}, several))
 
     assert "PodDisruptionBudget" not in one
-    assert two["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
-    constraints = [
-        each["Deployment"]["spec"]["template"]["spec"].get("topologySpreadConstraints") for each in (one, two)
-    ]
-    assert constraints[0] is None
-    assert constraints[1][0]["topologyKey"] == "kubernetes.io/hostname"
+    budget = more["PodDisruptionBudget"]["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+    spread = "'topologyKey': 'kubernetes.io/hostname'"
+    assert [spread in str(each[set_of_pods]) for each in (one, more)] == [False, True]
 
 
 # What belongs to it
@@ -282,12 +294,40 @@ def test_several_replicas_spread_over_nodes_and_leave_them_one_by_one(environ: d
 def test_the_service_says_that_it_speaks_http2(environ: dict[str, str]) -> None:
     plain, tls = (objects_of(make(environ, tls_secret=secret))["Service"]["spec"] for secret in (None, "tls"))
 
-    assert plain["clusterIP"] == "None"
     assert [(each["name"], each["port"], each.get("appProtocol")) for each in plain["ports"]] == [
         ("grpc", 8033, "kubernetes.io/h2c"),
         ("http", 3000, None),
     ]
     assert tls["ports"][0]["appProtocol"] == "https"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has_headless"),
+    [
+        ({"model_source": "image"}, False),
+        ({"model_source": "image", "replicas": 2}, True),
+        ({"model_source": "image", "autoscale": "hpa"}, True),
+        ({"model_source": "hub"}, True),  # a StatefulSet needs one
+    ],
+)
+def test_clients_use_a_service_with_an_address_and_balance_over_a_headless_one(
+    wanted: dict[str, Any], has_headless: bool, environ: dict[str, str]
+) -> None:
+    made = make(environ, tls_secret="tls", **wanted)
+
+    services = {name: each["spec"] for name, each in objects_of(made).items() if each["kind"] == "Service"}
+    assert "clusterIP" not in services.pop("Service")
+    assert services.keys() == ({"Service-pods"} if has_headless else set())
+    for spec in services.values():
+        assert spec["clusterIP"] == "None"
+        assert [(port["name"], port["appProtocol"]) for port in spec["ports"]] == [("grpc", "https")]
+
+
+def test_names_are_resolved_at_any_address(environ: dict[str, str]) -> None:
+    """NodeLocal DNSCache is no pod, so no selector matches it."""
+    policy = objects_of(make(environ, model_source="hub:models"))["NetworkPolicy"]["spec"]
+
+    assert all("to" not in rule for rule in policy["egress"])
 
 
 @pytest.mark.parametrize(
@@ -318,7 +358,9 @@ def test_pods_may_connect_only_to_what_they_need(
 def test_an_autoscaler_scales_by_the_queue_and_alone_sets_the_number_of_pods(
     autoscale: str, kind: str, bounds: tuple[str, ...], environ: dict[str, str]
 ) -> None:
-    objects = objects_of(make(environ, model_source="image", autoscale=autoscale, replicas=2, max_replicas=6))
+    objects = objects_of(
+        make(environ, model_source="image", autoscale=autoscale, replicas=2, max_replicas=6, namespace="llm")
+    )
 
     scaler = objects[kind]["spec"]
     assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llama-3-1-8b"}
@@ -338,6 +380,43 @@ def test_keda_counts_only_the_pods_of_the_model(environ: dict[str, str]) -> None
         "query": 'sum(tgi_queue_size{namespace="llm",pod=~"llama-3-1-8b-[0-9]+"})',
         "threshold": "4",
     }
+
+
+def name_pod(deployment: str, revision_hash: str) -> str:
+    """As Kubernetes names a pod of a Deployment: cut before the random end."""
+    return f"{deployment}-{revision_hash}-"[:58] + "x7k2p"
+
+
+@given(
+    name=st.from_regex(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", fullmatch=True),
+    other=st.from_regex(r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True),
+    revision_hash=st.text("bcdf2456789", min_size=8, max_size=10),
+    target=st.sampled_from(("deployment", "kserve")),
+)
+@example(name="a" * MAX_NAME, other="b", revision_hash="7d9f8b6c54", target="kserve")
+@example(name="chat", other="large", revision_hash="7d9f8b6c54", target="deployment")
+@settings(max_examples=30, deadline=None)
+def test_keda_finds_the_pods_of_any_name_and_none_of_a_longer_one(
+    name: str, other: str, revision_hash: str, target: str, environ: dict[str, str]
+) -> None:
+    made = make(environ, target=target, model_source="image", name=name, autoscale="keda", namespace="llm")
+
+    scaled = objects_of(made)["ScaledObject"]["spec"]
+    [pods] = re.findall(r'pod=~"(.*)"', scaled["triggers"][0]["metadata"]["query"])
+    deployment = scaled["scaleTargetRef"]["name"]
+    assert re.fullmatch(pods, name_pod(deployment, revision_hash))
+    longer = f"{name}-{other}"
+    if len(longer) <= MAX_NAME:
+        assert not re.fullmatch(pods, name_pod(deployment.replace(name, longer, 1), revision_hash))
+
+
+@pytest.mark.parametrize("monitor", [False, True])
+def test_an_autoscaler_without_a_monitor_warns_that_the_metric_must_be_scraped(
+    monitor: bool, environ: dict[str, str]
+) -> None:
+    made = make(environ, model_source="image", autoscale="hpa", monitor=monitor)
+
+    assert any("--autoscale hpa needs the metric tgi_queue_size" in each for each in made.warnings) is not monitor
 
 
 def test_the_dashboards_of_open_data_hub_find_the_pods(environ: dict[str, str]) -> None:
@@ -363,6 +442,14 @@ def test_kserve_runs_the_same_container_under_its_own_names(environ: dict[str, s
     )
     same = ("image", "resources", "startupProbe", "livenessProbe", "readinessProbe", "securityContext")
     assert [container[key] for key in same] == [plain[key] for key in same]
+
+
+def test_kserves_port_says_whether_it_has_tls(environ: dict[str, str]) -> None:
+    made = make(environ, target="kserve", model_source="image", tls_secret="tls")
+
+    runtime = objects_of(made)["ServingRuntime"]
+    assert runtime["spec"]["containers"][0]["ports"][0]["name"] == "tls-grpc"
+    assert "h2c" not in to_yaml(made.objects)
 
 
 @pytest.mark.parametrize(

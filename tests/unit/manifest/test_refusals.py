@@ -20,7 +20,9 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"autoscale": "hpa", "replicas": 4, "max_replicas": 2}, r"--replicas 4 up to --max-replicas 2"),
     ({"max_replicas": 2}, r"--max-replicas 2 needs --autoscale"),
     ({"prometheus": "http://p:9090", "autoscale": "hpa"}, r"--prometheus http://p:9090 .* --autoscale keda"),
-    ({"name": "My_Model"}, r"--name is 'My_Model', but must be at most 52 lower-case letters"),
+    ({"prometheus": "http://me:word@p:9090", "autoscale": "hpa"}, r"^--prometheus contains credentials"),
+    ({"autoscale": "keda"}, r"--autoscale keda needs --namespace"),
+    ({"name": "My_Model"}, r"--name is 'My_Model', but must be at most 47 lower-case letters"),
     ({"name": "1b"}, r"--name is '1b', .* beginning with a letter"),
     ({"namespace": "a.b"}, r"--namespace is 'a\.b'"),
     ({"image": "tgis:latest"}, r"--image tgis:latest has the tag latest"),
@@ -96,7 +98,7 @@ def test_a_model_that_no_engine_serves_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "sentence"),
     [
-        ((MODEL, "--cpu", "8GiB"), 4, "container's limit|only 8.0 GiB|is free|has"),
+        ((MODEL, "--cpu", "8GiB"), 4, "29.9 GiB of weights .* 8.0 ?GiB"),
         ((MODEL, "--for", "kustomize"), 2, "--for kustomize .* --output DIR"),
         ((MODEL, "--json", "--output", "out"), 2, "--json .* --output out"),
         ((MODEL, "--replicas", "0"), 2, "--replicas must be"),

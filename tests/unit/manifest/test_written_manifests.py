@@ -67,7 +67,13 @@ def test_json_is_one_list_without_comments(environ: dict[str, str]) -> None:
 
     listed = json.loads(result.stdout)
     assert (listed["apiVersion"], listed["kind"]) == ("v1", "List")
-    assert [each["kind"] for each in listed["items"]] == ["ServiceAccount", "NetworkPolicy", "Service", "StatefulSet"]
+    assert [each["kind"] for each in listed["items"]] == [
+        "ServiceAccount",
+        "NetworkPolicy",
+        "Service",
+        "Service",
+        "StatefulSet",
+    ]
 
 
 def test_yaml_and_json_have_the_same_objects_each_time(environ: dict[str, str]) -> None:
@@ -81,7 +87,7 @@ def test_yaml_and_json_have_the_same_objects_each_time(environ: dict[str, str]) 
 
 
 def test_kustomize_gets_a_file_for_each_object_and_one_that_lists_them(environ: dict[str, str], tmp_path: Path) -> None:
-    made = make(environ, target="kustomize", namespace="llm", model_source="image")
+    made = make(environ, target="kustomize", namespace="llm", model_source="image", replicas=2)
 
     files = write_manifest(made, tmp_path / "base")
 
@@ -89,7 +95,8 @@ def test_kustomize_gets_a_file_for_each_object_and_one_that_lists_them(environ: 
     kustomization = written.pop("kustomization.yaml")
     assert kustomization["namespace"] == "llm"
     assert kustomization["resources"] == sorted(written)
-    assert {each["kind"]: each for each in written.values()} == objects_of(made)
+    assert {"service.yaml", "service-pods.yaml"} < written.keys()
+    assert sorted(map(str, written.values())) == sorted(map(str, objects_of(made).values()))
 
 
 def test_an_earlier_manifest_is_replaced_as_a_whole(environ: dict[str, str], tmp_path: Path) -> None:
@@ -157,7 +164,8 @@ def test_a_given_name_and_namespace_are_those_of_all_objects(environ: dict[str, 
     made = make(environ, name="chat", namespace="llm", replicas=2, autoscale="keda", monitor=True)
 
     assert {(each["metadata"]["name"], each["metadata"]["namespace"]) for each in objects_of(made).values()} == {
-        ("chat", "llm")
+        ("chat", "llm"),
+        ("chat-pods", "llm"),
     }
 
 
