@@ -15,11 +15,11 @@ from tgis_cli.model_files.completion import complete_model
 from tgis_cli.terminal.options import complete_from, with_serve_options
 from tgis_cli.terminal.sentences import print_sentence
 from tgis_cli.terminal.stop_signals import interrupted_by_signals
+from tgis_cli.terminal.suggestions import explain_no_choice
 from tgis_server.errors import UsageError
 
 app = typer.Typer(add_completion=False)
 
-# Those of tgis_cli.manifest, which the help does not import
 TARGETS = ("deployment", "kserve", "kustomize")
 AUTOSCALERS = ("hpa", "keda")
 
@@ -110,6 +110,9 @@ def manifest(
     """
     from tgis_cli.manifest import Wanted, make_manifest, to_json, to_yaml, write_manifest
 
+    for flag, choice, choices in (("--for", target, TARGETS), ("--autoscale", autoscale, AUTOSCALERS)):
+        if choice is not None and choice not in choices:
+            raise UsageError(explain_no_choice(flag, choice, choices))
     if target == "kustomize" and output is None:
         raise UsageError("--for kustomize writes a directory of files: name it with --output DIR.")
     if json_ and output is not None:

@@ -16,6 +16,8 @@ from tgis_cli.manifest.workload import Workload, decide_workload, with_pod_files
 from tgis_cli.plan import open_model
 from tgis_server.options import load_config, merge_options
 
+MAKERS = {"deployment": make_kubernetes_objects, "kustomize": make_kubernetes_objects, "kserve": make_kserve_objects}
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -52,5 +54,4 @@ def make_manifest(
     loaded = load_config(with_pod_files(flags, wanted), environ, config_file)
     with open_model(loaded.config, environ, token) as source:
         workload = decide_workload(wanted, loaded, source, environ)
-    make = make_kserve_objects if wanted.is_kserve else make_kubernetes_objects
-    return Manifest(workload, tuple(make(workload)))
+    return Manifest(workload, tuple(MAKERS[wanted.target](workload)))

@@ -46,10 +46,8 @@ def make_autoscaler(workload: Workload, kind: str, name: str) -> Explained:
         kind: of the object that is scaled.
         name: its name.
     """
-    target_ref = {"apiVersion": "apps/v1", "kind": kind, "name": name}
-    if workload.wanted.autoscale == "keda":
-        return make_scaled_object(workload, target_ref)
-    return make_horizontal_autoscaler(workload, target_ref)
+    makers = {"hpa": make_horizontal_autoscaler, "keda": make_scaled_object}
+    return makers[str(workload.wanted.autoscale)](workload, {"apiVersion": "apps/v1", "kind": kind, "name": name})
 
 
 def explain_threshold() -> str:

@@ -9,11 +9,8 @@ from pathlib import Path
 from tgis_cli.manifest.names import MAX_NAMESPACE, NAMESPACE, check_image, check_name, check_resource
 from tgis_server.errors import UsageError
 from tgis_server.options import ServeConfig
-from tgis_server.words.close_words import did_you_mean
 from tgis_server.words.url_credentials import split_credentials
 
-TARGETS = ("deployment", "kserve", "kustomize")
-AUTOSCALERS = ("hpa", "keda")
 PROMETHEUS = "http://prometheus-operated.monitoring.svc:9090"
 WRITABLE = Path("/tmp")  # noqa: S108  in the container
 HOSTS = ("0.0.0.0", "::")  # noqa: S104  in the container
@@ -23,7 +20,7 @@ HOSTS = ("0.0.0.0", "::")  # noqa: S104  in the container
 class Wanted:
     """The command's own options. ``None``: not given."""
 
-    target: str = "deployment"
+    target: str = "deployment"  # or "kserve" or "kustomize"
     name: str | None = None
     namespace: str | None = None
     image: str | None = None
@@ -32,7 +29,7 @@ class Wanted:
     gpu: str | None = None
     cpu: str | None = None
     cpu_cores: int | None = None
-    autoscale: str | None = None
+    autoscale: str | None = None  # "hpa" or "keda"
     max_replicas: int | None = None
     prometheus: str | None = None
     tls_secret: str | None = None
@@ -52,9 +49,6 @@ def check_wanted(wanted: Wanted) -> None:
     Raises:
         UsageError: the first problem.
     """
-    check_choice("--for", wanted.target, TARGETS)
-    if wanted.autoscale is not None:
-        check_choice("--autoscale", wanted.autoscale, AUTOSCALERS)
     if wanted.name is not None:
         check_name("--name", wanted.name)
     if wanted.namespace is not None:
@@ -70,12 +64,6 @@ def check_wanted(wanted: Wanted) -> None:
             check_resource(flag, resource)
     for problem in find_contradictions(wanted):
         raise UsageError(problem)
-
-
-def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        hint = did_you_mean(value, choices)
-        raise UsageError(f"{flag} is {value!r}, but must be one of {', '.join(choices)}. {hint}".rstrip())
 
 
 def find_contradictions(wanted: Wanted) -> Iterator[str]:
