@@ -43,7 +43,8 @@ def manifest(
         str | None, typer.Option(metavar="NAME", help="Name of the objects; without it, after the model.")
     ] = None,
     namespace: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Namespace of the objects; without it, that of kubectl.")
+        str | None,
+        typer.Option(metavar="NAME", help="Namespace of the objects; without it, that of kubectl. KEDA needs it."),
     ] = None,
     image: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Image of TGIS; without it, `tgis:` and this version.")
