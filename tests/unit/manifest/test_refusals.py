@@ -96,7 +96,12 @@ def test_a_model_that_no_engine_serves_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "sentence"),
     [
-        ((MODEL, "--cpu", "8GiB"), 4, "container's limit|only 8.0 GiB|is free|has"),
+        (
+            (MODEL, "--cpu", "8GiB"),
+            4,
+            "does not fit into --cpu 8GiB.* 29.9 GiB of weights.*--dtype bfloat16",
+        ),
+        ((MODEL, "--cpu", "64GiB", "--kv-cache-memory", "1KiB"), 4, "--kv-cache-memory 1 KiB is less"),
         ((MODEL, "--for", "kustomize"), 2, "--for kustomize .* --output DIR"),
         ((MODEL, "--json", "--output", "out"), 2, "--json .* --output out"),
         ((MODEL, "--replicas", "0"), 2, "--replicas must be"),
