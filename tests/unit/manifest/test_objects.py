@@ -257,6 +257,13 @@ def test_kserve_must_be_told_of_a_mirror_by_other_means(target: str, is_warned: 
     assert any("not told of HF_ENDPOINT" in warning for warning in made.warnings) is is_warned
 
 
+@pytest.mark.parametrize(("log_file", "volume"), [(None, {"sizeLimit": "256Mi"}), ("/tmp/tgis.log", {})])
+def test_a_log_file_may_grow(log_file: str | None, volume: Object, environ: dict[str, str]) -> None:
+    volumes = pod_of(make(environ, flags={"log_file": log_file}))["volumes"]
+
+    assert {"name": "tmp", "emptyDir": volume} in volumes
+
+
 def test_secrets_are_not_printed(environ: dict[str, str]) -> None:
     made = make(environ, flags={"otlp_endpoint": "http://me:word@collector:4317"})
 
