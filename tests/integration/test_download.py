@@ -647,6 +647,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_any_transfer(download:
 
     assert result.returncode == 2
     assert "The cache /proc/cache cannot be written" in result.stderr
+    assert "--fs-group" in result.stderr
     assert download.hub.count(WEIGHTS) == 0
 
 

@@ -16,6 +16,7 @@ from tgis_cli.terminal.sentences import print_sentence
 from tgis_server.errors import UsageError
 from tgis_server.options import GROUPS, LoadedConfig, Option, describe_accepted, options
 from tgis_server.words.control_characters import escape_controls
+from tgis_server.words.sizes import write_bytes_for_option
 from tgis_server.words.url_credentials import split_credentials
 
 WIDTH = 80
@@ -149,16 +150,10 @@ def to_toml(option: Option, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if option.opt.unit == "bytes" and isinstance(value, int):
-        return to_size(value)
+        size = write_bytes_for_option(value)
+        return size if size.isdecimal() else f'"{size}"'
     if isinstance(value, int | float):
         return repr(value)
     text = str(value) if isinstance(value, Path) else value
     # TOML's basic strings have JSON's escapes, and must not contain the DEL that JSON may.
     return escape_controls(json.dumps(text, ensure_ascii=False))
-
-
-def to_size(num_bytes: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if num_bytes % size == 0:
-            return f'"{num_bytes // size}{unit}"'
-    return repr(num_bytes)

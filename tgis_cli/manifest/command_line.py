@@ -8,6 +8,7 @@ from typing import Any
 
 from tgis_cli.manifest.explained import Explained
 from tgis_server.options import LoadedConfig, Option, options
+from tgis_server.words.sizes import write_bytes_for_option
 from tgis_server.words.url_credentials import split_credentials
 
 LEFT_OUT = ("model_name", "revision")  # the model's place in the pod decides
@@ -18,8 +19,15 @@ def list_given(loaded: LoadedConfig) -> dict[str, Any]:
     return {
         option.name: getattr(loaded.config, option.name)
         for option in options()
-        if loaded.origins[option.name] != "default" and option.name not in LEFT_OUT and not is_secret(option, loaded)
+        if is_given(option, loaded) and option.name not in LEFT_OUT and not is_secret(option, loaded)
     }
+
+
+def is_given(option: Option, loaded: LoadedConfig) -> bool:
+    """Whether the option was set. An image sets variables such as PORT to the defaults: those decide nothing."""
+    origin = loaded.origins[option.name]
+    restates = origin.startswith("environment ") and getattr(loaded.config, option.name) == option.default
+    return origin != "default" and not restates
 
 
 def list_secret(loaded: LoadedConfig) -> list[Option]:
@@ -64,15 +72,7 @@ def write_value(option: Option, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if option.opt.unit == "bytes":
-        return write_size(value)
+        return write_bytes_for_option(value)
     if isinstance(value, float):
         return f"{value:.12g}"
     return str(value) if not isinstance(value, Path) else value.as_posix()
-
-
-def write_size(num_bytes: int) -> str:
-    """``4GiB``, ``96MiB``, ``1000``."""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if num_bytes % size == 0:
-            return f"{num_bytes // size}{unit}"
-    return str(num_bytes)

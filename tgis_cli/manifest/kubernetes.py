@@ -172,7 +172,7 @@ def make_network_policy(workload: Workload) -> Explained:
 def make_egress(workload: Workload) -> Any:
     targets = []
     if workload.placement.source.kind == "hub":
-        targets.append((find_port(workload.hub_endpoint or "https://huggingface.co"), "The hub, or a proxy to it."))
+        targets.append((find_port(workload.hub_endpoint or "https://huggingface.co"), "The hub."))
     if workload.otlp_endpoint:
         targets.append((find_port(workload.otlp_endpoint), "The collector of traces."))
     if not targets:

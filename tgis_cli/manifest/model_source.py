@@ -11,6 +11,7 @@ from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_cli.model_files.cache.names import is_safe_path
 from tgis_cli.plan.source import ModelSource
 from tgis_server.errors import UsageError
+from tgis_server.options import ServeConfig
 from tgis_server.words.close_words import did_you_mean
 
 KINDS = ("pvc", "hub", "bundle", "image")
@@ -39,7 +40,7 @@ class Placement:
 
     source: Source
     model: str  # the launcher's argument; empty: the demo model
-    is_cached: bool  # a hub id, looked up in the cache in MODELS
+    cache: str  # where the pods look up the model, a hub id; empty: it is a directory
     revision: str | None  # in the cache
 
     @property
@@ -71,8 +72,8 @@ def refuse(text: str, hint: str = "") -> UsageError:
     return UsageError(f"--model-source is {text!r}, but must be {FORMS}. {hint}".rstrip())
 
 
-def place_model(found: ModelSource, revision: str | None, wanted: Wanted) -> Placement:
-    """Decide where the pods of the target find the model.
+def place_model(found: ModelSource, config: ServeConfig, wanted: Wanted) -> Placement:
+    """Decide where the pods of the target find the model. A rehearsal needs none, unless a source is named.
 
     Args:
         found: the model on this machine or on the hub.
@@ -80,26 +81,30 @@ def place_model(found: ModelSource, revision: str | None, wanted: Wanted) -> Pla
     Raises:
         UsageError: the source contradicts the model, or other options.
     """
-    is_demo = found.model_dir == DEMO_MODEL_DIR
+    if config.rehearse and wanted.model_source is None:
+        return Placement(Source("image"), "", cache="", revision=None)
+    is_demo, revision = found.model_dir == DEMO_MODEL_DIR, config.revision
     is_directory = not is_demo and is_own_directory(found)
     source = parse_source(wanted.model_source) if wanted.model_source else default_source(found, is_demo, is_directory)
     check_source(source, found, wanted, is_demo=is_demo, is_directory=is_directory)
     if is_demo:
-        return Placement(source, "", is_cached=False, revision=None)
+        return Placement(source, "", cache="", revision=None)
     last = Path(found.model).expanduser().resolve().name if is_directory else found.model.rpartition("/")[2]
     if source.kind == "pvc" and not source.path and is_directory:
         source = replace(source, path=last)
     if wanted.is_kserve and source.kind != "image":
-        return Placement(source, KSERVE_MODEL, is_cached=False, revision=revision if source.kind == "hub" else None)
+        return Placement(source, KSERVE_MODEL, cache="", revision=revision if source.kind == "hub" else None)
     match source.kind:
-        case "pvc" if source.path:
-            return Placement(source, f"{MODELS}/{source.path}", is_cached=False, revision=None)
+        case "pvc" if is_directory:
+            return Placement(source, f"{MODELS}/{source.path}", cache="", revision=None)
+        case "pvc":
+            return Placement(source, found.model, cache=f"{MODELS}/{source.path}".rstrip("/"), revision=revision)
         case "bundle" if is_directory:  # in the cache a second run of the init container replaces what a first one left
-            return Placement(source, f"local/{last}", is_cached=True, revision=None)
+            return Placement(source, f"local/{last}", cache=MODELS, revision=None)
         case "image":
-            return Placement(source, f"{MODELS}/{last}", is_cached=False, revision=None)
+            return Placement(source, f"{MODELS}/{last}", cache="", revision=None)
         case _:
-            return Placement(source, found.model, is_cached=True, revision=revision)
+            return Placement(source, found.model, cache=MODELS, revision=revision)
 
 
 def is_own_directory(found: ModelSource) -> bool:

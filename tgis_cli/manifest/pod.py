@@ -10,9 +10,8 @@ from tgis_cli.manifest.resources import round_up, write_quantity
 from tgis_cli.manifest.timing import PROBE_S
 from tgis_cli.manifest.wanted import WRITABLE
 from tgis_cli.manifest.workload import CLIENT_CA_DIR, ENDPOINT_VARIABLE, TLS_DIR, Workload
-from tgis_server.words.sizes import GIB
+from tgis_server.words.sizes import GIB, MIB
 
-MIB = 1 << 20
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 GPU = "nvidia.com/gpu"
 TMP_BYTES = 256 * MIB  # a run directory has about 100 KiB, and downloads keep their notes there
@@ -52,7 +51,7 @@ def make_pod_settings(workload: Workload) -> Object:
             "serviceAccountName": workload.name,
             "automountServiceAccountToken": False,
             "enableServiceLinks": Explained(
-                False, "A Service named `port` would otherwise set PORT=tcp://…, which the launcher reads."
+                False, "A Service named `grpc` would otherwise set GRPC_PORT=tcp://…, which the launcher reads."
             ),
             "securityContext": make_pod_security(workload),
             "terminationGracePeriodSeconds": Explained(workload.timing.grace_s, f"{workload.timing.grace_why}."),
@@ -68,7 +67,7 @@ def make_pod_security(workload: Workload) -> Explained:
     if group is not None:
         security |= {"fsGroup": group, "fsGroupChangePolicy": "OnRootMismatch"}
     elif workload.fetches and workload.placement.source.kind == "hub":
-        why += " Where volumes belong to root (not on OpenShift), --fs-group makes the model's volume writable."
+        why += " --fs-group makes volumes writable where they belong to root, as on most clusters but OpenShift."
     return Explained(security, why)
 
 
@@ -128,7 +127,8 @@ def make_container(workload: Workload, name: str, grpc_port: str) -> Object:
 
 
 def make_env(workload: Workload) -> list[Any] | None:
-    env: list[Any] = [{"name": "HF_HUB_CACHE", "value": MODELS}] if workload.placement.is_cached else []
+    cache = workload.placement.cache
+    env: list[Any] = [{"name": "HF_HUB_CACHE", "value": cache}] if cache else []
     secret = f"{workload.name}-options"
     env += [
         Explained(
@@ -197,8 +197,8 @@ def has_model_volume(workload: Workload) -> bool:
 
 def make_volumes(workload: Workload) -> list[Any]:
     wanted = workload.wanted
-    has_log = any("--log-file" in str(arg) for arg in workload.args)
-    volumes: list[Any] = [{"name": "tmp", "emptyDir": {} if has_log else {"sizeLimit": write_quantity(TMP_BYTES)}}]
+    room = {} if workload.has_log_file else {"sizeLimit": write_quantity(TMP_BYTES)}
+    volumes: list[Any] = [{"name": "tmp", "emptyDir": room}]
     if has_model_volume(workload):
         volumes += make_model_volumes(workload)
     if shm := workload.resources.shm_bytes:
@@ -252,7 +252,7 @@ def make_fetcher(workload: Workload) -> Explained:
     if source.kind == "bundle":
         args = ["unbundle", f"{BUNDLES}/{source.path}", f"--name={placement.model}"]
         mounts.append({"name": "bundle", "mountPath": BUNDLES, "readOnly": True})
-        env: list[Object] = [{"name": "HF_HUB_CACHE", "value": MODELS}]
+        env: list[Any] = [{"name": "HF_HUB_CACHE", "value": MODELS}]
     else:
         args = ["download-weights", placement.model]
         args += [f"--revision={placement.revision}"] if placement.revision else []
@@ -268,21 +268,27 @@ def make_fetcher(workload: Workload) -> Explained:
         "volumeMounts": mounts,
     }
     what = "Unpacks the bundle" if source.kind == "bundle" else "Downloads the model unless the volume has it"
-    return Explained(container, f"{what}, before the server starts.")
+    proxy = "" if source.kind == "bundle" else " Behind a proxy, add HTTPS_PROXY, and its port to the NetworkPolicy."
+    return Explained(container, f"{what}, before the server starts.{proxy}")
 
 
 def make_fetcher_resources(workload: Workload) -> Explained:
-    """Those of the server but for its GPUs: a pod reserves the larger of both, so they cost nothing."""
+    """Those of the server but for its GPUs."""
     amounts = {"cpu": str(workload.resources.cpus), "memory": write_quantity(workload.resources.memory_bytes)}
     limits = amounts if not workload.resources.num_gpus else {"memory": amounts["memory"]}
-    return Explained({"requests": amounts, "limits": dict(limits)}, "Those of the server, which starts later.")
+    is_on_node = workload.placement.source.kind == "bundle"
+    disk = {"ephemeral-storage": write_quantity(model_room(workload))} if is_on_node else {}
+    return Explained(
+        {"requests": amounts | disk, "limits": dict(limits)},
+        "As much as the server, which starts when this is done: a pod reserves the larger of the two amounts.",
+    )
 
 
-def make_download_env(workload: Workload) -> list[Object]:
-    env: list[Object] = [
+def make_download_env(workload: Workload) -> list[Any]:
+    env: list[Any] = [
         {"name": "HF_HUB_CACHE", "value": MODELS},
         {"name": "HF_HOME", "value": f"{WRITABLE}/huggingface"},
-        {"name": "HF_HUB_OFFLINE", "value": "0"},
+        Explained({"name": "HF_HUB_OFFLINE", "value": "0"}, "Some images set it to 1, but this container downloads."),
     ]
     if workload.hub_endpoint:
         env.append({"name": ENDPOINT_VARIABLE, "value": workload.hub_endpoint})

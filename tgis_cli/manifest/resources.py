@@ -12,14 +12,15 @@ from tgis_cli.machine import Cpu, Machine
 from tgis_cli.plan.fit import CPU_PROCESS_BYTES, Fit, fit_shards
 from tgis_server.engines.door import ModelSizes
 from tgis_server.run import Run
-from tgis_server.words.sizes import GIB, format_bytes
+from tgis_server.words.sizes import GIB, MIB, format_bytes
 
-MIB = 1 << 20
 SERVER_BYTES = 256 * MIB  # launcher and front-end (80 MiB under load), and requests held (at most 128 MiB)
 GPU_PROCESS_BYTES = 3 * GIB  # torch with CUDA's libraries and its buffers in host memory; not measured
 MAX_FILE_BYTES = 10 * GIB  # weights are usually split into files of at most half that size
 SHM_BYTES = 1 * GIB  # for NCCL; the default of 64 MiB is too little
 CPUS_PER_SHARD = 4
+SMALL_BYTES = 256 * MIB  # weights of a shard for which one CPU is enough
+MAX_SEQUENCES = 8  # of maximum length, in the KV cache on a CPU: more would wait for the CPU anyway
 UNLIMITED_BYTES = 1 << 50
 
 
@@ -59,6 +60,7 @@ def size_for_cpu(run: Run, sizes: ModelSizes, fit: Fit, node: Machine, cpus: int
         fit: the plan for ``node``, whose free memory the limit never exceeds.
         cpus: ``--cpu-cores``.
     """
+    fit = limit_kv_cache(run, sizes, fit, node)
     shards = fit.num_shard
     kv_cache_memory: int | None = run.config.kv_cache_memory or round_up(fit.kv_bytes, MIB)
     assert kv_cache_memory is not None, "it is a number until it turns out to be too much"
@@ -73,13 +75,27 @@ def size_for_cpu(run: Run, sizes: ModelSizes, fit: Fit, node: Machine, cpus: int
         f"({fit.num_tokens:,} tokens) + {format_bytes(processes)} of processes + {format_bytes(rest)} for steps and "
         "as a reserve"
     )
-    number = cpus or CPUS_PER_SHARD * shards
+    each = 1 if fit.weight_bytes <= SMALL_BYTES else CPUS_PER_SHARD
     cpus_why = (
         "--cpu-cores: whole CPUs, all of which compute"
         if cpus
-        else f"{CPUS_PER_SHARD} for each shard; more make it faster (--cpu-cores)"
+        else f"{each} for each shard; more make it faster (--cpu-cores)"
     )
-    return Resources(memory, why, number, cpus_why, kv_cache_memory=kv_cache_memory)
+    return Resources(memory, why, cpus or each * shards, cpus_why, kv_cache_memory=kv_cache_memory)
+
+
+def limit_kv_cache(run: Run, sizes: ModelSizes, fit: Fit, node: Machine) -> Fit:
+    """The plan with a KV cache that a small model on a CPU can make use of, unless its size is given."""
+    most = round_up(MAX_SEQUENCES * fit.max_sequence_length * fit.kv_bytes_per_token, MIB)
+    if run.config.kv_cache_memory is not None or fit.kv_bytes <= most:
+        return fit
+    return fit_shards(replace(run, config=replace(run.config, kv_cache_memory=most)), node, sizes)
+
+
+def size_for_rehearsal(num_shard: int, cpus: int | None) -> Resources:
+    """What processes take that compute nothing, and load neither torch nor a model."""
+    num_bytes = round_memory(SERVER_BYTES + CPU_PROCESS_BYTES * num_shard)
+    return Resources(num_bytes, "a rehearsal's processes, without a model", cpus or 1, "a rehearsal computes nothing")
 
 
 def find_least_bytes(run: Run, sizes: ModelSizes, fit: Fit, node: Machine, kv_cache_memory: int) -> int:
@@ -118,7 +134,8 @@ def size_for_gpus(fit: Fit, stated: str, num_bytes: int, num_files: int, cpus: i
     ]
     gpus_why = (
         f"each: {format_bytes(fit.weight_bytes)} of weights + {format_bytes(fit.step_bytes)} for a step + "
-        f"{format_bytes(fit.kv_bytes)} of KV cache ({fit.num_tokens:,} tokens); planned for {stated}"
+        f"{format_bytes(fit.kv_bytes)} of KV cache ({fit.num_tokens:,} tokens). --gpu states {stated}, of "
+        f"which each pod uses {shards}"
     )
     cpus_why = "--cpu-cores" if cpus else "1 for the front-end, and 1 for each shard, which drives its GPU"
     return Resources(

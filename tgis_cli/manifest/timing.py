@@ -11,7 +11,7 @@ from tgis_server.words.sizes import format_bytes
 
 DISK_BYTES_PER_S = 100_000_000  # a slow network disk
 HUB_BYTES_PER_S = 25_000_000  # a slow connection
-START_S = 60  # processes and libraries, with a slow disk
+START_S = 600  # at least, beside reading; a probe that waits long costs nothing, as the launcher itself ends hangs
 PROBE_S = 5  # a ready server waits that long for its first request at most
 SCHEDULE_S = 600  # for finding a node and fetching the image
 DRAIN_DELAY_S = 15.0  # for the change of endpoints to reach all clients
@@ -42,7 +42,8 @@ def decide_timing(
         fetch_bytes: that an init container writes before that.
         is_hub: whether it downloads them.
     """
-    startup_s = START_S + num_bytes / DISK_BYTES_PER_S
+    rest_s = max(START_S, math.ceil(2 * config.startup_timeout))
+    startup_s = rest_s + num_bytes / DISK_BYTES_PER_S
     failures = math.ceil(startup_s / PROBE_S)
     fetch_rate = HUB_BYTES_PER_S if is_hub else DISK_BYTES_PER_S
     fetch_s = math.ceil(fetch_bytes / fetch_rate)
@@ -58,8 +59,9 @@ def decide_timing(
         ),
         startup_failures=failures,
         startup_why=(
-            f"{format_bytes(num_bytes)} from a disk with {DISK_BYTES_PER_S // 1_000_000} MB/s, and {START_S} s for the "
-            f"rest: {failures} x {PROBE_S} s"
+            f"{format_bytes(num_bytes)} from a disk with {DISK_BYTES_PER_S // 1_000_000} MB/s, and {rest_s} s for the "
+            f"rest: {failures} x {PROBE_S} s. The launcher ends a start that hangs long before that, and says why "
+            f"(--startup-timeout, {config.startup_timeout:g} s without progress)"
         ),
         progress_s=SCHEDULE_S + failures * PROBE_S + fetch_s,
         progress_why=(

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tgis_cli.manifest.command_line import list_given, list_secret, write_args
 from tgis_cli.manifest.explained import Explained
 from tgis_cli.manifest.model_source import Placement, place_model
 from tgis_cli.manifest.names import name_after
-from tgis_cli.manifest.resources import CPUS_PER_SHARD, Resources, imagine_node, size_for_cpu, size_for_gpus
+from tgis_cli.manifest.resources import (
+    CPUS_PER_SHARD,
+    SMALL_BYTES,
+    Resources,
+    imagine_node,
+    size_for_cpu,
+    size_for_gpus,
+    size_for_rehearsal,
+    write_quantity,
+)
 from tgis_cli.manifest.timing import DRAIN_DELAY_S, Timing, decide_timing
 from tgis_cli.manifest.wanted import PROMETHEUS, Wanted
+from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_cli.plan import Devices, PlanReport, make_report, read_devices
 from tgis_cli.plan.source import ModelSource
 from tgis_server import __version__
-from tgis_server.errors import UsageError
+from tgis_server.errors import NotEnoughDevices, UsageError
 from tgis_server.options import LoadedConfig, Option
 from tgis_server.words.url_credentials import split_credentials
 
@@ -42,6 +52,7 @@ class Workload:
     grpc_port: int
     http_tls: str
     termination_log: str
+    has_log_file: bool
     otlp_endpoint: str | None
     hub_endpoint: str | None
     warnings: tuple[str, ...] = ()
@@ -97,13 +108,10 @@ def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, e
         UsageError: options contradict each other.
         NotEnoughDevices, ModelError: the model cannot be served, as in a plan.
     """
-    placement = place_model(source, loaded.config.revision, wanted)
-    devices = state_devices(wanted, loaded)
-    report = make_report(source, devices, loaded, environ)
-    if report.problem is not None:
-        raise report.problem
-    resources = size_resources(report, devices, wanted)
-    num_bytes = source.num_bytes + source.convert_bytes
+    placement = place_model(source, loaded.config, wanted)
+    report, resources = plan_resources(wanted, loaded, source, environ)
+    is_without_model = loaded.config.rehearse and placement.source.kind == "image"
+    num_bytes = 0 if is_without_model else source.num_bytes + source.convert_bytes
     fetch_bytes = num_bytes if is_fetched(placement, wanted) else 0
     config = loaded.config
     is_delay_given = loaded.origins["drain_delay"] != "default"
@@ -111,7 +119,6 @@ def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, e
     timing = decide_timing(
         config, drain_delay_s, num_bytes, fetch_bytes=fetch_bytes, is_hub=placement.source.kind == "hub"
     )
-    assert report.resolved is not None, "there was no problem"
     return Workload(
         wanted=wanted,
         name=wanted.name or name_after(source.model),
@@ -126,9 +133,10 @@ def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, e
         grpc_port=config.grpc_port,
         http_tls=config.http_tls,
         termination_log=str(config.termination_log),
+        has_log_file=config.log_file is not None,
         otlp_endpoint=split_credentials(config.otlp_endpoint)[0] if config.otlp_endpoint else None,
         hub_endpoint=read_endpoint(environ) if placement.source.kind == "hub" else None,
-        warnings=tuple(find_warnings(report, placement, wanted)),
+        warnings=tuple(find_warnings(report, placement, wanted, environ)),
     )
 
 
@@ -152,14 +160,31 @@ def read_endpoint(environ: Mapping[str, str]) -> str | None:
     return endpoint or None
 
 
-def find_warnings(report: PlanReport, placement: Placement, wanted: Wanted) -> Iterator[str]:
-    """Those of the plan, and what the files of the model still lack."""
+def find_warnings(
+    report: PlanReport, placement: Placement, wanted: Wanted, environ: Mapping[str, str]
+) -> Iterator[str]:
+    """Those of the plan, and what the pods still lack."""
     if report.resolved is not None:
         yield from report.resolved.warnings
     if report.chosen is not None:
         yield from report.chosen.notes
-    is_converted_in_pod = placement.source.kind == "hub" and not wanted.is_kserve
-    if report.source.convert_bytes and not is_converted_in_pod:
+    is_hub = placement.source.kind == "hub"
+    if is_hub and not wanted.is_kserve and wanted.fs_group is None:
+        yield (
+            "On most clusters but OpenShift volumes belong to root, and pods cannot write the model into them: add "
+            "--fs-group 2000 there."
+        )
+    if is_hub and wanted.is_kserve and read_endpoint(environ):
+        yield (
+            f"KServe downloads the model itself and is not told of {ENDPOINT_VARIABLE}: set it where KServe's storage "
+            "initializer is configured (a ClusterStorageContainer)."
+        )
+    if not placement.model and report.source.model_dir != DEMO_MODEL_DIR:
+        yield (
+            f"The rehearsal downloads nothing: it takes the demo model's tokenizer and length, not those of "
+            f"{report.source.model} (--model-source brings them)."
+        )
+    elif report.source.convert_bytes and not (is_hub and not wanted.is_kserve):
         yield (
             f"{report.source.model} has PyTorch weights: convert them with `tgis convert-to-safetensors` before "
             f"--model-source {placement.source} is used."
@@ -173,6 +198,32 @@ def state_devices(wanted: Wanted, loaded: LoadedConfig) -> Devices:
     if wanted.gpu is None and wanted.cpu is None:
         return Devices(node, "a CPU with as much memory as the model needs")
     return read_devices(wanted.gpu, wanted.cpu, loaded.config, node)
+
+
+def plan_resources(
+    wanted: Wanted, loaded: LoadedConfig, source: ModelSource, environ: Mapping[str, str]
+) -> tuple[PlanReport, Resources]:
+    """
+    Raises:
+        UsageError, NotEnoughDevices, ModelError: the plan has a problem.
+    """
+    devices = state_devices(wanted, loaded)
+    report = make_report(source, devices, loaded, environ)
+    if report.problem is None:
+        if loaded.config.rehearse:
+            return report, size_for_rehearsal(loaded.config.num_shard or loaded.config.num_gpus or 1, wanted.cpu_cores)
+        return report, size_resources(report, devices, wanted)
+    if wanted.cpu is None or not isinstance(report.problem, NotEnoughDevices):
+        raise report.problem
+    # The plan's sentence is about the memory of this machine. If it is not --cpu that is too small, this raises again.
+    unlimited, needed = plan_resources(replace(wanted, cpu=None), loaded, source, environ)
+    assert unlimited.resolved is not None, "there was no problem"
+    can_halve = unlimited.resolved.run.dtype == "float32" and source.num_bytes > SMALL_BYTES
+    halve = ", or halve the weights with --dtype bfloat16" if can_halve else ""
+    raise NotEnoughDevices(
+        f"{source.model} does not fit into --cpu {wanted.cpu}. Without --cpu a pod asks for "
+        f"{write_quantity(needed.memory_bytes)}: {needed.memory_why}. Raise --cpu{halve}."
+    )
 
 
 def size_resources(report: PlanReport, devices: Devices, wanted: Wanted) -> Resources:
@@ -198,7 +249,9 @@ def choose_args(
         if values.get(name) != value:
             values[name], reasons[name] = value, reason
 
-    if resources.num_gpus:
+    if loaded.config.rehearse:
+        values.pop("device", None)
+    elif resources.num_gpus:
         add("device", "cuda", "Without a usable GPU startup fails, instead of going on with the CPU.")
     else:
         add("device", "cpu", "Some clusters show GPUs to pods that have not asked for any.")
@@ -206,8 +259,12 @@ def choose_args(
         values.pop("num_gpus", None)
         add("num_shard", resources.num_gpus, "The fewest GPUs that hold the model.")
     if resources.kv_cache_memory is not None:
-        add("kv_cache_memory", resources.kv_cache_memory, "Of each shard; the memory below is for exactly this.")
-    if "max_connection_age" not in values and timing.connection_age_s:
+        add(
+            "kv_cache_memory",
+            resources.kv_cache_memory,
+            "For each shard; the memory request below has room for exactly this.",
+        )
+    if loaded.origins["max_connection_age"] == "default" and timing.connection_age_s:
         why = "Clients reconnect, also to new pods. Less than --drain-delay: they leave before calls are refused."
         add("max_connection_age", timing.connection_age_s, why)
     why = "Calls are accepted until all clients see the pod leave: no preStop is needed."

@@ -15,8 +15,8 @@ from tgis_cli.machine import Machine
 from tgis_server.engines.door import ModelSizes, RankMemory
 from tgis_server.errors import NotEnoughDevices
 from tgis_server.run import Run
+from tgis_server.words.sizes import MIB
 
-MIB = 1 << 20
 # Memory that is still free at the time of the plan, but that shards use before they load the model.
 CUDA_CONTEXT_BYTES = 560 * MIB  # with torch's kernels and cuBLAS; 400 to 650, by GPU and driver
 NCCL_BYTES = 400 * MIB  # channel buffers, with more than one shard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
 
@@ -22,6 +23,14 @@ def format_bytes_for_option(count: int) -> str:
     for unit, size in (("TiB", TIB), ("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
             return f"{-(-10 * count // size) / 10:g}{unit}"
+    return str(count)
+
+
+def write_bytes_for_option(count: int) -> str:
+    """``4GiB``, ``96MiB``, ``1000``: exactly this many bytes, as the value of an option."""
+    for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", 1 << 10)):
+        if count % size == 0:
+            return f"{count // size}{unit}"
     return str(count)
 
 

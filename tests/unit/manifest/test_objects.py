@@ -110,7 +110,7 @@ def test_the_launcher_accepts_the_arguments(variant: str, environ: dict[str, str
         (None, MODEL, "/models"),
         ("hub:models", MODEL, "/models"),
         ("pvc:models", MODEL, "/models"),
-        ("pvc:models/llama/8b", "/models/llama/8b", None),
+        ("pvc:models/transformers_cache", MODEL, "/models/transformers_cache"),
         ("bundle:archive/llama.tar", MODEL, "/models"),
         ("image", "/models/Llama-3.1-8B", None),
     ],
@@ -129,6 +129,7 @@ def test_a_directory_of_this_machine_has_the_same_name_in_a_claim(tmp_path: Path
     model = write_model(tmp_path / "my-llama")
 
     assert server_of(make({}, str(model), model_source="pvc:models"))["args"][1] == "/models/my-llama"
+    assert server_of(make({}, str(model), model_source="pvc:models/llama/8b"))["args"][1] == "/models/llama/8b"
 
 
 def test_a_name_in_the_cache_is_not_a_directory_that_happens_to_have_it(
@@ -211,6 +212,68 @@ def test_given_options_become_arguments_and_those_of_a_cluster_are_added(environ
     ]
 
 
+def test_variables_of_an_image_that_restate_defaults_are_not_arguments(environ: dict[str, str]) -> None:
+    inside = make(environ | {"PORT": "3000", "GRPC_PORT": "8033", "MAX_BATCH_SIZE": "7"})
+
+    names = names_of(server_of(inside)["args"])
+    assert "--max-batch-size" in names
+    assert not {"--port", "--grpc-port"} & set(names)
+
+
+def test_a_connection_age_that_the_environment_sets_to_its_default_is_kept(environ: dict[str, str]) -> None:
+    args = server_of(make(environ | {"MAX_CONNECTION_AGE": "0"}))["args"]
+
+    assert "--max-connection-age" not in names_of(args)
+
+
+def test_a_rehearsal_is_a_small_pod_that_downloads_nothing(environ: dict[str, str]) -> None:
+    made = make(environ, flags={"rehearse": True, "num_shard": "2"}, gpu="H100")
+
+    server = server_of(made)
+    assert {"--rehearse", "--num-shard=2"} <= set(server["args"])
+    assert MODEL not in server["args"]
+    assert "initContainers" not in pod_of(made)
+    assert server["resources"]["requests"] == {"cpu": "1", "memory": "768Mi"}
+    assert any("The rehearsal downloads nothing" in warning for warning in made.warnings)
+
+
+def test_a_rehearsal_with_a_source_brings_the_model(environ: dict[str, str]) -> None:
+    made = make(environ, flags={"rehearse": True}, model_source="hub:models")
+
+    assert server_of(made)["args"][1] == MODEL
+    assert "initContainers" in pod_of(made)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_warned"),
+    [
+        ({}, True),
+        ({"model_source": "hub:models"}, True),
+        ({"fs_group": 2000}, False),
+        ({"model_source": "pvc:models"}, False),
+        ({"target": "kserve"}, False),
+    ],
+)
+def test_volumes_that_pods_must_write_call_for_a_group(
+    wanted: dict[str, Any], is_warned: bool, environ: dict[str, str]
+) -> None:
+    assert any("--fs-group 2000" in warning for warning in make(environ, **wanted).warnings) is is_warned
+
+
+@pytest.mark.parametrize(("target", "is_warned"), [("kserve", True), ("deployment", False)])
+def test_kserve_must_be_told_of_a_mirror_by_other_means(target: str, is_warned: bool, environ: dict[str, str]) -> None:
+    made = make(environ | {"HF_ENDPOINT": "https://hub.example.com"}, target=target)
+
+    assert any("not told of HF_ENDPOINT" in warning for warning in made.warnings) is is_warned
+
+
+@pytest.mark.parametrize(("log_file", "volume"), [(None, {"sizeLimit": "256Mi"}), ("/tmp/tgis.log", {})])
+def test_a_log_file_may_grow(log_file: str | None, volume: Object, environ: dict[str, str]) -> None:
+    volumes = pod_of(make(environ, flags={"log_file": log_file}))["volumes"]
+
+    assert {"name": "tmp", "emptyDir": volume} in volumes
+
+
 def test_secrets_are_not_printed(environ: dict[str, str]) -> None:
     made = make(environ, flags={"otlp_endpoint": "http://me:word@collector:4317"})
 
@@ -234,10 +297,10 @@ def test_without_a_drain_delay_connections_are_not_moved(environ: dict[str, str]
     assert "--max-connection-age" not in names_of(args)
 
 
-def test_a_start_may_take_as_long_as_a_slow_disk(environ: dict[str, str]) -> None:
+def test_a_start_may_take_as_long_as_a_slow_disk_and_ten_minutes(environ: dict[str, str]) -> None:
     startup = server_of(make(environ))["startupProbe"]
 
-    assert startup["failureThreshold"] * startup["periodSeconds"] == 225  # 16.06 GB at 100 MB/s, and 60 s
+    assert startup["failureThreshold"] * startup["periodSeconds"] == 765  # 16.06 GB at 100 MB/s, and 600 s
     assert startup["httpGet"] == {"path": "/health/startup", "port": "http"}
 
 
@@ -247,7 +310,13 @@ def test_a_deployment_waits_for_the_download_before_it_reports_failure(environ: 
         for source in ("hub:models", "pvc:models")
     )
 
-    assert (downloading, not_downloading) == (600 + 225 + 643, 600 + 225)
+    assert (downloading, not_downloading) == (600 + 765 + 643, 600 + 765)
+
+
+def test_a_start_that_hangs_is_ended_by_the_launcher_and_not_by_the_probe(environ: dict[str, str]) -> None:
+    startup = server_of(make(environ, flags={"startup_timeout": "1000"}))["startupProbe"]
+
+    assert startup["failureThreshold"] * startup["periodSeconds"] > 2000
 
 
 def test_probes_use_the_tls_of_their_port(environ: dict[str, str]) -> None:

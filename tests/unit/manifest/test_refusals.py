@@ -90,7 +90,8 @@ def test_a_model_that_no_engine_serves_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "sentence"),
     [
-        ((MODEL, "--cpu", "8GiB"), 4, "29.9 GiB of weights .* 8.0 ?GiB"),
+        ((MODEL, "--cpu", "8GiB"), 4, "does not fit into --cpu 8GiB.* 29.9 GiB of weights.*--dtype bfloat16"),
+        ((MODEL, "--cpu", "64GiB", "--kv-cache-memory", "1KiB"), 4, "--kv-cache-memory 1 KiB is less"),
         ((MODEL, "--for", "kustomize"), 2, "--for kustomize .* --output DIR"),
         ((MODEL, "--for", "kustomise"), 2, r"--for is 'kustomise', .* deployment, kserve, kustomize\. Did you mean"),
         ((MODEL, "--autoscale", "vpa"), 2, r"--autoscale is 'vpa', but must be one of hpa, keda\."),

@@ -118,6 +118,19 @@ def test_a_given_kv_cache_is_kept(environ: dict[str, str]) -> None:
     assert server["resources"]["limits"]["memory"] == "33Gi"
 
 
+def test_a_small_model_asks_for_little(environ: dict[str, str]) -> None:
+    server = server_of(make(environ, None))
+
+    assert server["resources"]["requests"] == {"cpu": "1", "memory": "896Mi"}
+    assert "--kv-cache-memory=40MiB" in server["args"]
+
+
+def test_the_reasons_tell_the_gpus_of_the_cluster_from_those_of_a_pod(environ: dict[str, str]) -> None:
+    why = make(environ, gpu="4xH100").workload.resources.gpus_why
+
+    assert re.search(r"--gpu states 4 H100 GPUs \(.*\), of which each pod uses 1$", why)
+
+
 def test_gpus_are_the_fewest_that_hold_the_model(environ: dict[str, str]) -> None:
     server = server_of(make(environ, gpu="12GiB"))
 

@@ -59,7 +59,7 @@ def test_every_object_and_its_numbers_are_explained(environ: dict[str, str]) -> 
     lines = " ".join(line.strip(" #") for line in text.splitlines())
     assert "29.9 GiB of weights as float32 + 4.0 GiB of KV cache (16,384 tokens) + 456 MiB of processes" in lines
     assert "15 s (--drain-delay) + 90 s (--drain-timeout)" in lines
-    assert "15.0 GiB from a disk with 100 MB/s, and 60 s for the rest: 45 x 5 s" in lines
+    assert "15.0 GiB from a disk with 100 MB/s, and 600 s for the rest: 153 x 5 s" in lines
 
 
 def test_json_is_one_list_without_comments(environ: dict[str, str]) -> None:

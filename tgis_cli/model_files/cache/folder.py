@@ -66,7 +66,8 @@ class CacheFolder:
             except OSError as error:
                 raise UsageError(
                     f"The cache {self.root.parent} cannot be written ({error.strerror}): name another cache with "
-                    f"HF_HUB_CACHE, or give user {os.getuid()} write permission."
+                    f"HF_HUB_CACHE, or give user {os.getuid()} write permission (in Kubernetes with fsGroup, which "
+                    "`tgis manifest --fs-group` sets)."
                 ) from error
             if is_exclusive:
                 for path in (*self.root.glob(f"{TEMPORARY}*"), *self.blobs.glob(f"*{SCRATCH}")):
