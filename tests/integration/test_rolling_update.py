@@ -1,8 +1,8 @@
 """A rolling update in miniature: a new server is ready, then the old one is stopped, and no client notices.
 
-Clients find the servers as in Kubernetes: by a headless Service, whose addresses they all connect to, or by a Service
-with an address of its own, which gives each new connection to a ready server and never moves one. Their channels have
-no retry policy, so a call that fails is not repeated.
+Clients find the servers as in Kubernetes: by the addresses behind a headless Service, once they have resolved its name
+again, or by a Service with an address of its own, which gives each new connection to a ready server and never moves
+one. Their channels have no retry policy, so a call that fails is not repeated.
 
 The long streams outlast the drain delay however slow the machine is: their answers are larger than what gRPC keeps on
 the way, and their client reads on only when the old server refuses new calls.
