@@ -37,6 +37,11 @@ class Panel:
     width: int = 8
 
 
+def stat(title: str, shows: str, unit: str, expr: str) -> Panel:
+    """One number, of all chosen replicas together."""
+    return Panel(title, shows, unit, {title.lower(): expr}, "stat", 3)
+
+
 def select(metric: str, *matchers: str) -> str:
     return f"{metric}{{{','.join((CHOSEN, *matchers))}}}"
 
@@ -72,59 +77,23 @@ def ratio(part: str, whole: str) -> str:
     return f"({part}) / ({whole} > 0) or vector(0)"
 
 
+TIME_TO_FIRST = "tgi_time_to_first_token_duration"
 CALLS = total("tgi_request_count_total")
-NEW_TOKENS = f"{total('tgi_time_to_first_token_duration_count')} + {total('tgi_inter_token_duration_count')}"
+NEW_TOKENS = f"{total(f'{TIME_TO_FIRST}_count')} + {total('tgi_inter_token_duration_count')}"
 FAILED = total("tgi_request_failure_total", 'err=~"generate|unknown"')
 REFUSED = total("tgi_request_failure_total", 'err="conc_limit"')
 FRONTEND_STARTS = select("tgi_process_start_time_seconds", 'process="frontend"')
 
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Overview": (
-        Panel("Ready", "Replicas that serve.", "short", {"ready": f"sum({select('tgi_ready')})"}, "stat", 3),
-        Panel(
-            "Calls",
-            "Generation calls per second.",
-            "reqps",
-            {"calls": CALLS},
-            "stat",
-            3,
-        ),
-        Panel(
-            "Failed",
-            "Share of the calls that the server failed to answer.",
-            "percentunit",
-            {"failed": ratio(FAILED, CALLS)},
-            "stat",
-            3,
-        ),
-        Panel(
-            "Refused",
-            "Share of the calls refused as overload.",
-            "percentunit",
-            {"refused": ratio(REFUSED, CALLS)},
-            "stat",
-            3,
-        ),
-        Panel("Tokens", "Generated tokens per second.", "short", {"tokens": NEW_TOKENS}, "stat", 3),
-        Panel(
-            "First token",
-            "95th percentile of the time to the first token.",
-            "s",
-            {"p95": quantile(0.95, "tgi_time_to_first_token_duration")},
-            "stat",
-            3,
-        ),
-        Panel(
-            "Waiting", "Sequences in the queue.", "short", {"waiting": f"sum({select('tgi_queue_size')})"}, "stat", 3
-        ),
-        Panel(
-            "Uptime",
-            "Time since the youngest front-end started.",
-            "s",
-            {"uptime": f"time() - max({FRONTEND_STARTS})"},
-            "stat",
-            3,
-        ),
+        stat("Ready", "Replicas that serve.", "short", f"sum({select('tgi_ready')})"),
+        stat("Calls", "Generation calls per second.", "reqps", CALLS),
+        stat("Failed", "Share of the calls that the server failed to answer.", "percentunit", ratio(FAILED, CALLS)),
+        stat("Refused", "Share of the calls refused as overload.", "percentunit", ratio(REFUSED, CALLS)),
+        stat("Tokens", "Generated tokens per second.", "short", NEW_TOKENS),
+        stat("First token", "95th percentile of the time to the first token.", "s", quantile(0.95, TIME_TO_FIRST)),
+        stat("Waiting", "Sequences in the queue.", "short", f"sum({select('tgi_queue_size')})"),
+        stat("Uptime", "Time since the youngest front-end started.", "s", f"time() - max({FRONTEND_STARTS})"),
         Panel(
             "Servers",
             "Model, version and mode of each replica.",
@@ -167,10 +136,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Inputs in progress",
             "Inputs in progress, and how many there may be (--max-concurrent-requests); further calls are refused.",
             "short",
-            {
-                f"held {REPLICA}": each("tgi_permits_held"),
-                f"limit {REPLICA}": each("tgi_max_concurrent_requests"),
-            },
+            {f"held {REPLICA}": each("tgi_permits_held"), f"limit {REPLICA}": each("tgi_max_concurrent_requests")},
         ),
         Panel(
             "Input tokens",
@@ -198,34 +164,19 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "First token",
             "From submission to the first token: queue and prefill.",
             "s",
-            quantiles("tgi_time_to_first_token_duration"),
+            quantiles(TIME_TO_FIRST),
         ),
         Panel("Between tokens", "Between two tokens of one output.", "s", quantiles("tgi_inter_token_duration")),
         Panel("Queue", "From submission to the first step.", "s", quantiles("tgi_request_queue_duration")),
-        Panel(
-            "Inference",
-            "From the first step to the last token.",
-            "s",
-            quantiles("tgi_request_inference_duration"),
-        ),
+        Panel("Inference", "From the first step to the last token.", "s", quantiles("tgi_request_inference_duration")),
         Panel(
             "Time per token",
             "Inference time of a request divided by its tokens.",
             "s",
             quantiles("tgi_request_mean_time_per_token_duration"),
         ),
-        Panel(
-            "Validation",
-            "Checking parameters and tokenizing.",
-            "s",
-            quantiles("tgi_request_validation_duration"),
-        ),
-        Panel(
-            "Tokenize",
-            "Tokenize calls.",
-            "s",
-            quantiles("tgi_tokenize_request_duration"),
-        ),
+        Panel("Validation", "Checking parameters and tokenizing.", "s", quantiles("tgi_request_validation_duration")),
+        Panel("Tokenize", "Tokenize calls.", "s", quantiles("tgi_tokenize_request_duration")),
     ),
     "Queue and batch": (
         Panel("Queue length", "Sequences that wait for a slot.", "short", {REPLICA: each("tgi_queue_size")}),
@@ -233,10 +184,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Running sequences",
             "Sequences in the batch, and how many there may be (--max-batch-size).",
             "short",
-            {
-                f"running {REPLICA}": each("tgi_batch_current_size"),
-                f"limit {REPLICA}": each("tgi_max_batch_size"),
-            },
+            {f"running {REPLICA}": each("tgi_batch_current_size"), f"limit {REPLICA}": each("tgi_max_batch_size")},
         ),
         Panel(
             "Sequences per step",
@@ -248,12 +196,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             },
         ),
         Panel("Step", "Time of the model and of sampling in a step.", "s", quantiles("tgi_step_device_duration")),
-        Panel(
-            "Scheduler",
-            "Time in which a step is planned.",
-            "s",
-            quantiles("tgi_step_scheduler_duration"),
-        ),
+        Panel("Scheduler", "Time in which a step is planned.", "s", quantiles("tgi_step_scheduler_duration")),
         Panel(
             "Steps per second",
             "Steps by what they computed; one that does both counts twice.",

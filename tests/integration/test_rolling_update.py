@@ -1,8 +1,11 @@
 """A rolling update in miniature: a new server is ready, then the old one is stopped, and no client notices.
 
-Clients find the servers as in Kubernetes: by a headless Service, whose addresses they all connect to, or by a Service
-with an address of its own, which gives each new connection to a ready server and never moves one. Their channels have
-no retry policy, so a call that fails is not repeated.
+Clients find the servers as in Kubernetes: by the addresses behind a headless Service, once they have resolved its name
+again, or by a Service with an address of its own, which gives each new connection to a ready server and never moves
+one. Their channels have no retry policy, so a call that fails is not repeated.
+
+The long streams outlast the drain delay however slow the machine is: their answers are larger than what gRPC keeps on
+the way, and their client reads on only when the old server refuses new calls.
 """
 
 from __future__ import annotations
@@ -32,9 +35,13 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.serial]
 
 NUM_STREAMS = 20
 NUM_CALLERS = 8
-DEADLINE_S = 60.0
+NUM_TOKENS = 800  # of a long stream; with their alternatives about 100 KB, more than gRPC keeps on the way
+DEADLINE_S = 120.0
 POLL_S = 0.2  # how often readiness is probed
-SERVER = ("--rehearse", "--rehearse-step-ms", "20", "--host", "127.0.0.1", "--drain-delay", "3")
+SERVER = ("--rehearse", "--rehearse-step-ms", "5", "--host", "127.0.0.1", "--drain-delay", "3", "--send-timeout", "120")
+FIXED_WINDOW = ("grpc.http2.bdp_probe", 0)  # gRPC keeps 64 KiB of a stream that nobody reads, and no more with time
+REFUSING = re.compile(r"draining: (\d+) calls in flight, \d+ s left")  # new calls are refused, after the delay
+TEXT = "Once upon a time"
 WITH_HEALTH = json.dumps({"healthCheckConfig": {"serviceName": "ready"}, "loadBalancingConfig": [{"round_robin": {}}]})
 
 
@@ -68,6 +75,9 @@ class Service:
             for task in (probing, *self._connections):
                 task.cancel()
             await asyncio.gather(probing, *self._connections, return_exceptions=True)
+
+    def open_channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=[FIXED_WINDOW])
 
     async def _probe(self) -> None:
         while True:
@@ -104,21 +114,21 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 class Client:
-    """Long streams, and callers that call again and again; counts how their calls end."""
+    """Long streams that are read to their end when told, and callers that call again and again; counts the ends."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = GenerationServiceStub(channel)
         self._is_stopped = False
+        self._may_read = asyncio.Event()
         self.num_streaming = 0  # long streams that have received a token
         self.streams: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
 
-    async def run_streams(self, number: int, num_tokens: int) -> None:
-        def count_one() -> None:
-            self.num_streaming += 1
+    async def run_streams(self, number: int) -> None:
+        await asyncio.gather(*(self._note(self.streams, self._stream_long()) for _ in range(number)))
 
-        streams = (self._note(self.streams, self._stream(num_tokens, count_one)) for _ in range(number))
-        await asyncio.gather(*streams)
+    def read_on(self) -> None:
+        self._may_read.set()
 
     async def run_callers(self) -> None:
         await asyncio.gather(*(self._call_repeatedly(number) for number in range(NUM_CALLERS)))
@@ -137,24 +147,38 @@ class Client:
         except grpc.aio.AioRpcError as error:
             ends[f"{error.code().name} {error.details()}"] += 1
 
-    async def _stream(self, num_tokens: int, note_start: Callable[[], None] = lambda: None) -> str:
-        request = pb.SingleGenerationRequest(request={"text": "Once upon a time"}, params=exactly(num_tokens))
-        num_received, reason = 0, pb.NOT_FINISHED
-        async for frame in self._stub.GenerateStream(request, timeout=30):
-            if not num_received and frame.generated_token_count:
-                note_start()
-            num_received, reason = frame.generated_token_count, frame.stop_reason
-        return f"{pb.StopReason.Name(reason)} after {num_received}"
+    async def _stream_long(self) -> str:
+        async for frame in self._open_stream(NUM_TOKENS, generated_tokens=True, token_logprobs=True, top_n_tokens=10):
+            if frame.generated_token_count and not self._may_read.is_set():
+                self.num_streaming += 1
+                await self._may_read.wait()
+            last = frame
+        return describe_end(last)
+
+    async def _stream(self, num_tokens: int) -> str:
+        return describe_end([frame async for frame in self._open_stream(num_tokens)][-1])
+
+    def _open_stream(self, num_tokens: int, **details: object) -> AsyncIterator[pb.GenerationResponse]:
+        params = exactly(num_tokens, **details)
+        return self._stub.GenerateStream(
+            pb.SingleGenerationRequest(request={"text": TEXT}, params=params), timeout=DEADLINE_S
+        )
 
     async def _generate(self) -> str:
-        inputs = [pb.GenerationRequest(text="Once upon a time")]
-        answer = await self._stub.Generate(pb.BatchedGenerationRequest(requests=inputs, params=exactly(2)), timeout=30)
-        [output] = answer.responses
-        return f"{pb.StopReason.Name(output.stop_reason)} after {output.generated_token_count}"
+        inputs = [pb.GenerationRequest(text=TEXT)]
+        answer = await self._stub.Generate(
+            pb.BatchedGenerationRequest(requests=inputs, params=exactly(2)), timeout=DEADLINE_S
+        )
+        return describe_end(*answer.responses)
 
 
-def exactly(num_tokens: int) -> pb.Parameters:
-    return pb.Parameters(stopping=pb.StoppingCriteria(min_new_tokens=num_tokens, max_new_tokens=num_tokens))
+def describe_end(output: pb.GenerationResponse) -> str:
+    return f"{pb.StopReason.Name(output.stop_reason)} after {output.generated_token_count}"
+
+
+def exactly(num_tokens: int, **details: object) -> pb.Parameters:
+    stopping = pb.StoppingCriteria(min_new_tokens=num_tokens, max_new_tokens=num_tokens)
+    return pb.Parameters(stopping=stopping, response=pb.ResponseOptions(**details))
 
 
 async def update(client: Client, old: Any, new: Any, *, callers_use: list[Any], num_streams: int) -> None:
@@ -162,20 +186,21 @@ async def update(client: Client, old: Any, new: Any, *, callers_use: list[Any], 
     callers = asyncio.create_task(client.run_callers())
     for server in callers_use:
         await wait_for_calls(server)
-    streams = asyncio.create_task(client.run_streams(num_streams, 250))
+    streams = asyncio.create_task(client.run_streams(num_streams))
     await until(lambda: client.num_streaming == num_streams)
     before = count_calls(new)
     old.process.send_signal(signal.SIGTERM)
+    await until(lambda: REFUSING.search(old.stderr))
+    client.read_on()
     assert await asyncio.to_thread(old.wait) == 0
     so_far = client.calls.total()
     await until(lambda: client.calls.total() > so_far + 2 * NUM_CALLERS)
     client.stop_callers()
     await asyncio.gather(streams, callers)
 
-    assert client.streams == {"MAX_TOKENS after 250": num_streams}
+    assert client.streams == {f"MAX_TOKENS after {NUM_TOKENS}": num_streams}
     assert set(client.calls) == {"MAX_TOKENS after 2"}
-    refusing = re.findall(r"draining: (\d+) calls in flight, \d+ s left", old.stderr)  # new calls, after the delay
-    assert max(map(int, refusing)) >= NUM_STREAMS
+    assert int(REFUSING.search(old.stderr)[1]) >= NUM_STREAMS
     assert count_calls(new) > before + 2 * NUM_CALLERS
 
 
@@ -193,7 +218,7 @@ def count_calls(server: Any) -> float:
 def test_a_client_that_watches_the_health_of_all_servers_loses_no_call(launch: Start):
     """Round robin over the addresses of a headless Service. The client moves when the old server says NOT_SERVING."""
     old, new = launch(*SERVER), launch(*SERVER)
-    options = [("grpc.service_config", WITH_HEALTH), ("grpc.enable_retries", 0)]
+    options = [("grpc.service_config", WITH_HEALTH), ("grpc.enable_retries", 0), FIXED_WINDOW]
 
     async def test() -> None:
         async with grpc.aio.insecure_channel(f"ipv4:{old.address},{new.address}", options=options) as channel:
@@ -209,7 +234,7 @@ def test_a_client_that_knows_only_the_address_of_a_service_loses_no_call(launch:
 
     async def test() -> None:
         service = Service([old, new])
-        async with service.running(), grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+        async with service.running(), service.open_channel() as channel:
             await update(Client(channel), old, new, callers_use=[old], num_streams=NUM_STREAMS)
 
     asyncio.run(asyncio.wait_for(test(), DEADLINE_S))

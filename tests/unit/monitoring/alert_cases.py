@@ -66,6 +66,26 @@ CASES = (
     ),
     Case(
         "TgisHasNoPods",
+        "pods of KServe cannot be scheduled",
+        {
+            f"tgi_ready{{{A}}}": "1x10 stale",
+            f"up{{{A}}}": "1x10 stale",
+            f"kube_deployment_spec_replicas{{{DEPLOYMENT.replace('granite', 'granite-predictor')}}}": "2x80",
+        },
+        True,
+    ),
+    Case(
+        "TgisHasNoPods",
+        "pods of another deployment cannot be scheduled",
+        {
+            f"tgi_ready{{{A}}}": "1x10 stale",
+            f"up{{{A}}}": "1x10 stale",
+            f"kube_deployment_spec_replicas{{{DEPLOYMENT.replace('granite', 'granite-8b')}}}": "2x80",
+        },
+        False,
+    ),
+    Case(
+        "TgisHasNoPods",
         "it was scaled to zero",
         {
             f"tgi_ready{{{A}}}": "1x10 stale",

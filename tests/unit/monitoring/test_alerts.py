@@ -28,6 +28,13 @@ def test_an_alert_wakes_a_person_and_says_what_to_do(name: str):
     assert re.search(f"^## {name}$", (ROOT / page).read_text(), re.MULTILINE)
 
 
+def test_the_command_that_makes_links_of_the_runbook_reaches_every_alert():
+    text = (FOLDER / "prometheus-rule.yaml").read_text()
+
+    assert "s|runbook_url: docs/|" in text
+    assert text.count("\n        runbook_url: docs/") == len(ALERTS)
+
+
 def test_the_runbook_has_no_section_for_an_alert_that_does_not_exist():
     sections = re.findall(r"^## (Tgis\w+)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
 

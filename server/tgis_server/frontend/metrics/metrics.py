@@ -160,6 +160,7 @@ class Metrics:
         self._ranges = (max_sequence_length, max_new_tokens)
         self._get_pids: Callable[[], Mapping[str, int]] = dict
         self._starts: dict[str, float] = {}  # of processes
+        self._cpu_s: dict[str, float] = {}  # of processes, as counted so far
         for spec in SPECS:
             self._values[spec.name] = self._make(spec)
         self._gauge("tgi_max_batch_size").set(max_batch_size)
@@ -351,8 +352,9 @@ class Metrics:
                 # Computed from the wall clock: when that is adjusted, it must not look as if the process had restarted.
                 started_at_s = self._starts.setdefault(process, usage.started_at_s)
                 self._gauge("tgi_process_start_time_seconds", process=process).set(started_at_s)
-                # The library's counters only grow by amounts; this one shows what the kernel has counted.
-                self._counter("tgi_process_cpu_seconds", process=process)._value.set(usage.cpu_s)
+                used_s = usage.cpu_s - self._cpu_s.get(process, 0.0)  # negative if another process has got the pid
+                self._counter("tgi_process_cpu_seconds", process=process).inc(max(used_s, 0.0))
+                self._cpu_s[process] = usage.cpu_s
 
     # Values by name
 
