@@ -173,7 +173,7 @@ try_objects() {
   if ! objects=$(cluster apply -k "$source" --dry-run=server -o "go-template=$OBJECTS" 2>&1); then
     objects=$(printf '%s\n' "$objects" | drop_log_lines)
     case $objects in
-      *' cannot '*' resource '*) fail $NO_CLUSTER "Context $context lacks a permission in namespace $namespace: $objects" ;;
+      *'(Forbidden)'*' cannot '*' resource "'*) fail $NO_CLUSTER "Context $context lacks a permission in namespace $namespace: $objects" ;;
       *) fail $REFUSED "The cluster refuses the objects, and nothing was applied: $objects" ;;
     esac
   fi
@@ -200,7 +200,7 @@ check_needs() {
   # shellcheck disable=SC2086  # several names
   missing=$(cluster get $needed -o name 2>&1 >/dev/null | sed -n 's/.*(NotFound): \(.*\) not found$/\1/p' | tr '\n' ',' | sed 's/,$//; s/,/, /g')
   [ -z "$missing" ] ||
-    fail $NO_CLUSTER "The pods need what namespace $namespace does not have, and nothing was applied: $missing. Create it first."
+    fail $NO_CLUSTER "Namespace $namespace lacks what the pods need, and nothing was applied: $missing. docs/kubernetes.md shows how to create it."
 }
 
 # Sets $undo to what goes back to the pods of now. `rollout undo` without a revision goes back one too far if pods do not
@@ -210,8 +210,8 @@ remember_state() {
     statefulset*) path='{.status.updateRevision}' ;;
     *) path='{.metadata.annotations.deployment\.kubernetes\.io/revision}' ;;
   esac
-  earlier=$(cluster get "$workload" --ignore-not-found -o "jsonpath={.kind} $path" 2>&1) ||
-    fail $NO_CLUSTER "It is not known whether there is a $workload, and nothing was applied: $(printf '%s\n' "$earlier" | drop_log_lines)"
+  earlier=$(cluster get "$workload" --ignore-not-found -o "jsonpath={.kind} $path") ||
+    fail $NO_CLUSTER "The cluster does not say whether it has $workload, and nothing was applied."
   revision=${earlier#* }
   case $earlier in
     '') undo="delete -k $directory" && return ;;
