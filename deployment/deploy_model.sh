@@ -1,12 +1,12 @@
 #!/bin/sh
 # Deploys a model of deployment/models and waits until it serves. `deploy_model.sh --help` describes the options.
 #
-# Nothing is applied before everything has been checked: arguments, kubectl, the cluster, the namespace, permissions,
-# and the objects, by a dry run on the server.
+# Nothing is applied before everything has been checked: arguments, kubectl, the cluster, the namespace, the objects and
+# permissions, by a dry run on the server, and the claims, Secrets and ConfigMaps that pods need.
 set -eu
 
 DONE=0 NOT_SERVING=1 WRONG_USAGE=2 NO_CLUSTER=3 REFUSED=4
-POLL_S=5 STATEFUL_SET_S=3600 MAX_FAILURES=6
+POLL_S=5 REQUEST_S=30 STATEFUL_SET_S=3600 MAX_FAILURES=6
 
 usage() {
   cat <<'END'
@@ -23,8 +23,8 @@ Deploys deployment/models/MODEL, and waits until it serves.
   --help
 
 Exit codes: 0 it serves, or a dry run showed what would change; 1 it was applied, but does not serve; 2 wrong arguments;
-3 no usable kubectl, cluster, namespace or permission; 4 the cluster refused the objects. With 2 and 3, and with 4
-unless the message says so, nothing was applied.
+3 no usable kubectl, cluster or namespace, no permission, or no claim, Secret or ConfigMap of a name that the pods need;
+4 the cluster refused the objects. With 2 and 3, and with 4 unless the message says so, nothing was applied.
 END
 }
 
@@ -33,10 +33,14 @@ fail() { # CODE SENTENCE
   exit "$1"
 }
 
+drop_log_lines() { # kubectl's own, before its sentence: E0102 15:04:05.678 90 memcache.go:265] …
+  sed '/^[EIW][0-9]\{4\} .*\.go:[0-9]*\]/d'
+}
+
 # Arguments
 
-need_value() { # OPTION NUMBER-OF-ARGUMENTS-LEFT
-  [ "$2" -ge 2 ] || fail $WRONG_USAGE "$1 needs a value."
+need_value() { # OPTION [VALUE]
+  [ -n "${2-}" ] || fail $WRONG_USAGE "$1 needs a value."
 }
 
 read_arguments() {
@@ -45,10 +49,10 @@ read_arguments() {
     case $1 in
       --help | -h) usage && exit $DONE ;;
       --dry-run) dry_run=yes ;;
-      --image) need_value "$1" $# && shift && image=$1 ;;
-      --namespace | -n) need_value "$1" $# && shift && namespace=$1 ;;
-      --context) need_value "$1" $# && shift && context=$1 ;;
-      --timeout) need_value "$1" $# && shift && timeout_s=$1 ;;
+      --image) need_value "$@" && shift && image=$1 ;;
+      --namespace | -n) need_value "$@" && shift && namespace=$1 ;;
+      --context) need_value "$@" && shift && context=$1 ;;
+      --timeout) need_value "$@" && shift && timeout_s=$1 ;;
       --image=* | --namespace=* | --context=* | --timeout=*)
         option=${1%%=*} value=${1#*=}
         shift
@@ -61,13 +65,21 @@ read_arguments() {
     shift
   done
   case $timeout_s in
-    *[!0-9]*) fail $WRONG_USAGE "--timeout is a whole number of seconds, not $timeout_s." ;;
+    *[!0-9]* | 0*) fail $WRONG_USAGE "--timeout is a whole number of seconds, at least 1, not $timeout_s." ;;
   esac
-  case ${image##*/} in
-    '' | *@sha256:?*) ;;
+  [ -z "$image" ] || check_image
+}
+
+# As `tgis manifest --image` does; besides, no character that YAML would understand.
+check_image() {
+  case $image in
+    */ | *[!A-Za-z0-9._:/@-]*) fail $WRONG_USAGE "--image $image is not a name with a tag or digest, such as registry/tgis:0.1.0." ;;
+    *@sha256:?*) ;;
     *:latest) fail $WRONG_USAGE "--image $image changes: name a version, so that all pods run the same." ;;
-    *:?*) ;;
-    *) fail $WRONG_USAGE "--image $image has no tag: name a version, so that all pods run the same." ;;
+    *) case ${image##*/} in
+      ?*:?*) ;;
+      *) fail $WRONG_USAGE "--image $image has no tag: name a version, so that all pods run the same." ;;
+    esac ;;
   esac
 }
 
@@ -77,41 +89,17 @@ list_models() {
   done
 }
 
-# The name with the smallest edit distance, if that is small.
-find_nearest() { # NAME; candidates on stdin
-  awk -v wanted="$1" '
-    function distance(a, b,    i, j, row, before, cost) {
-      for (j = 0; j <= length(b); j++) row[j] = j
-      for (i = 1; i <= length(a); i++) {
-        before = row[0]; row[0] = i
-        for (j = 1; j <= length(b); j++) {
-          cost = before + (substr(a, i, 1) != substr(b, j, 1)); before = row[j]
-          if (row[j] + 1 < cost) cost = row[j] + 1
-          if (row[j - 1] + 1 < cost) cost = row[j - 1] + 1
-          row[j] = cost
-        }
-      }
-      return row[length(b)]
-    }
-    { d = index($0, wanted) ? 1 : distance(wanted, $0); if (best == "" || d < least) { best = $0; least = d } }
-    END { if (best != "" && least <= 1 + length(wanted) / 3) print best }'
-}
-
 check_model() {
   [ -n "$(list_models)" ] || fail $WRONG_USAGE "There are no models in $models."
   names=$(list_models | tr '\n' ' ' | sed 's/ $//; s/ /, /g')
   [ -n "$model" ] || fail $WRONG_USAGE "Name a model: $names."
-  if ! list_models | grep -Fqx -- "$model"; then
-    nearest=$(list_models | find_nearest "$model")
-    hint=${nearest:+"; did you mean $nearest?"}
-    fail $WRONG_USAGE "There is no model $model${hint:-.} The models are $names."
-  fi
+  list_models | grep -Fqx -- "$model" || fail $WRONG_USAGE "There is no model $model. The models are $names."
 }
 
 # Tools and cluster
 
 check_tools() {
-  for tool in kubectl diff awk; do
+  for tool in kubectl diff; do
     command -v "$tool" >/dev/null || fail $NO_CLUSTER "There is no $tool on the PATH: install it."
   done
   kustomize=$(kubectl version --client -o json 2>/dev/null | sed -n 's/.*"kustomizeVersion": *"v\([0-9]*\).*/\1/p') || :
@@ -120,38 +108,26 @@ check_tools() {
 }
 
 choose_context() {
-  if [ -z "$context" ]; then
-    context=$(kubectl config current-context 2>/dev/null) ||
+  if ! chosen=$(kubectl ${context:+--context "$context"} config view --minify -o 'jsonpath={.current-context} {..namespace}' 2>/dev/null); then
+    [ -n "$context" ] ||
       fail $NO_CLUSTER "kubectl has no current context: name one with --context, or choose one with \`kubectl config use-context\`."
-  elif ! kubectl config get-contexts -o name | grep -Fqx -- "$context"; then
     fail $NO_CLUSTER "kubectl has no context $context; it has: $(kubectl config get-contexts -o name | tr '\n' ' ')"
   fi
-  if [ -z "$namespace" ]; then
-    namespace=$(kubectl config view --minify --context "$context" -o 'jsonpath={..namespace}')
-    namespace=${namespace:-default}
-  fi
+  context=${chosen% *} default=${chosen##* }
+  namespace=${namespace:-${default:-default}}
 }
 
 cluster() { # every call of kubectl that talks to the cluster
-  kubectl --context "$context" --namespace "$namespace" "$@"
+  kubectl --context "$context" --namespace "$namespace" --request-timeout "${REQUEST_S}s" "$@"
 }
 
 check_namespace() {
-  problem=$(cluster get namespace "$namespace" -o name --request-timeout=15s 2>&1 >/dev/null) && return
+  problem=$(cluster get namespace "$namespace" -o name 2>&1 >/dev/null) && return
   case $problem in
     *NotFound*) fail $NO_CLUSTER "The cluster has no namespace $namespace: create it with \`kubectl create namespace $namespace\`, or name another with --namespace." ;;
     *Forbidden*) ;; # some clusters let nobody look at namespaces; what matters comes next
-    *) fail $NO_CLUSTER "The cluster of context $context does not answer: $problem" ;;
+    *) fail $NO_CLUSTER "The cluster of context $context does not answer: $(printf '%s\n' "$problem" | drop_log_lines)" ;;
   esac
-}
-
-check_permissions() {
-  for verb in create patch; do
-    for resource in deployments.apps services; do
-      [ "$(cluster auth can-i "$verb" "$resource" 2>/dev/null)" = yes ] ||
-        fail $NO_CLUSTER "Context $context may not $verb $resource in namespace $namespace."
-    done
-  done
 }
 
 # Objects
@@ -160,8 +136,9 @@ check_permissions() {
 choose_source() {
   source=$directory
   [ -n "$image" ] || return 0
-  source=$(cd "$(mktemp -d)" && pwd -P)
-  trap 'rm -rf "$source"' EXIT
+  scratch=$(mktemp -d) || fail $NO_CLUSTER "There is no directory for temporary files: name one with TMPDIR."
+  trap 'rm -rf "$scratch"' EXIT
+  source=$(cd "$scratch" && pwd -P)
   last=${image##*/} tag='' digest=''
   case $last in *@*) digest=${image##*@} image=${image%@*} last=${last%@*} ;; esac
   case $last in *:*) tag=${last#*:} image=${image%:*} ;; esac
@@ -172,14 +149,79 @@ images: [{name: tgis, newName: "$image"${tag:+", newTag: \"$tag\""}${digest:+", 
 END
 }
 
-# Sets $workload to deployment.apps/NAME or statefulset.apps/NAME, and $service to service/NAME.
+# Of each object: its name, the name of a Secret that it makes (cert-manager's Certificate), and what its pods need.
+# shellcheck disable=SC2016  # these are variables of Go's templates
+OBJECTS='{{define "environment"}}{{range .env}}{{with .valueFrom}}
+{{- with .secretKeyRef}}{{if not .optional}}needs Secret/{{.name}}{{"\n"}}{{end}}{{end}}
+{{- with .configMapKeyRef}}{{if not .optional}}needs ConfigMap/{{.name}}{{"\n"}}{{end}}{{end}}{{end}}{{end}}
+{{- range .envFrom}}
+{{- with .secretRef}}{{if not .optional}}needs Secret/{{.name}}{{"\n"}}{{end}}{{end}}
+{{- with .configMapRef}}{{if not .optional}}needs ConfigMap/{{.name}}{{"\n"}}{{end}}{{end}}{{end}}{{end}}
+{{- range .items}}{{.kind}}/{{.metadata.name}}{{"\n"}}{{with .spec}}{{with .secretName}}Secret/{{.}}{{"\n"}}{{end}}
+{{- $selector := .selector}}{{with .template}}{{with .spec}}
+{{- with $selector}}selector {{range $key, $value := .matchLabels}}{{$key}}={{$value}},{{end}}{{"\n"}}{{end}}
+{{- range .volumes}}
+{{- with .persistentVolumeClaim}}needs PersistentVolumeClaim/{{.claimName}}{{"\n"}}{{end}}
+{{- with .secret}}{{if not .optional}}needs Secret/{{.secretName}}{{"\n"}}{{end}}{{end}}
+{{- with .configMap}}{{if not .optional}}needs ConfigMap/{{.name}}{{"\n"}}{{end}}{{end}}{{end}}
+{{- range .initContainers}}{{template "environment" .}}{{end}}
+{{- range .containers}}{{template "environment" .}}{{end}}{{end}}{{end}}{{end}}{{end}}'
+
+# Sets $objects to what the template makes, $workload to deployment.apps/NAME or statefulset.apps/NAME, $selector to the
+# labels of its pods, and $service to service/NAME: clients use the one with the workload's name, if there are several.
 try_objects() {
-  if ! objects=$(cluster apply -k "$source" --dry-run=server -o name 2>&1); then
-    fail $REFUSED "The cluster refuses the objects, and nothing was applied: $objects"
+  if ! objects=$(cluster apply -k "$source" --dry-run=server -o "go-template=$OBJECTS" 2>&1); then
+    objects=$(printf '%s\n' "$objects" | drop_log_lines)
+    case $objects in
+      *'(Forbidden)'*' cannot '*' resource "'*) fail $NO_CLUSTER "Context $context lacks a permission in namespace $namespace: $objects" ;;
+      *) fail $REFUSED "The cluster refuses the objects, and nothing was applied: $objects" ;;
+    esac
   fi
-  workload=$(printf '%s\n' "$objects" | grep -m 1 -E '^(deployment|statefulset)\.apps/') ||
-    fail $REFUSED "There is no Deployment or StatefulSet in $directory."
-  service=$(printf '%s\n' "$objects" | grep -m 1 '^service/') || fail $REFUSED "There is no Service in $directory."
+  workload=$(find_objects '(Deployment|StatefulSet)' | head -n 1 | sed 's#^Dep#dep#; s#^StatefulS#statefuls#; s#/#.apps/#')
+  selector=$(printf '%s\n' "$objects" | sed -n 's/^selector //p' | head -n 1)
+  service=$(find_objects Service | grep -Fx "Service/${workload#*/}" || find_objects Service | head -n 1)
+  [ -n "$workload" ] && [ -n "$service" ] ||
+    fail $REFUSED "$directory needs a Deployment or StatefulSet, and a Service; nothing was applied."
+  service=service/${service#*/}
+}
+
+find_objects() { # KIND, as a pattern
+  printf '%s\n' "$objects" | grep -E "^$1/"
+}
+
+# Pods without them would wait for ever. What the folder makes itself is left out, and so is what an operator makes from
+# an object of it: SealedSecret/NAME, ExternalSecret/NAME.
+check_needs() {
+  needed=$(printf '%s\n' "$objects" | sed -n 's/^needs //p' | sort -u | while read -r each; do
+    printf '%s\n' "$objects" | grep -q "^[A-Za-z]*$each\$" || printf '%s ' "$each"
+  done)
+  [ -n "$needed" ] || return 0
+  # Other errors are ignored: some clusters let nobody look at Secrets.
+  # shellcheck disable=SC2086  # several names
+  missing=$(cluster get $needed -o name 2>&1 >/dev/null | sed -n 's/.*(NotFound): \(.*\) not found$/\1/p' | tr '\n' ',' | sed 's/,$//; s/,/, /g')
+  [ -z "$missing" ] ||
+    fail $NO_CLUSTER "Namespace $namespace lacks what the pods need, and nothing was applied: $missing. docs/kubernetes.md shows how to create it."
+}
+
+# Sets $undo to what goes back to the pods of now. `rollout undo` without a revision goes back one too far if pods do not
+# change this time; `delete` would end an older version that serves.
+remember_state() {
+  case $workload in
+    statefulset*) path='{.status.updateRevision}' ;;
+    *) path='{.metadata.annotations.deployment\.kubernetes\.io/revision}' ;;
+  esac
+  earlier=$(cluster get "$workload" --ignore-not-found -o "jsonpath={.kind} $path") ||
+    fail $NO_CLUSTER "The cluster does not say whether it has $workload, and nothing was applied."
+  revision=${earlier#* }
+  case $earlier in
+    '') undo="delete -k $directory" && return ;;
+    StatefulSet*) revision=$(cluster get controllerrevision "$revision" -o 'jsonpath={.revision}' 2>/dev/null) || revision='' ;;
+  esac
+  undo="rollout undo $workload${revision:+ --to-revision=$revision}"
+}
+
+undo_line() {
+  printf 'To undo: kubectl --context %s -n %s %s' "$context" "$namespace" "$undo"
 }
 
 show_changes() {
@@ -196,17 +238,18 @@ show_changes() {
 apply_objects() {
   stage=applying
   cluster apply -k "$source" ||
-    fail $REFUSED "Not all objects could be applied. \`kubectl --context $context -n $namespace delete -k $directory\` removes those that were."
+    fail $REFUSED "Not all objects could be applied; those that were stay. $(undo_line)"
   stage=waiting
 }
 
 # Waiting
 
-# One line for each pod of the newest revision: its name, whether it is ready, and why its containers wait.
+# One line for each pod of the newest revision: its name, whether it is ready, and why its containers or the pod wait.
 # shellcheck disable=SC2016  # these are variables of Go's templates
 PODS='{{range .items}}{{.metadata.name}} {{range .status.conditions}}{{if eq .type "Ready"}}{{.status}}{{end}}{{end}}
 {{- range .status.initContainerStatuses}}{{with .state.waiting}} {{.reason}}{{end}}{{end}}
-{{- range .status.containerStatuses}}{{with .state.waiting}} {{.reason}}{{end}}{{end}}{{"\n"}}{{end}}'
+{{- range .status.containerStatuses}}{{with .state.waiting}} {{.reason}}{{end}}{{end}}
+{{- range .status.conditions}}{{if and (eq .type "PodScheduled") (eq .status "False")}} {{.message}}{{end}}{{end}}{{"\n"}}{{end}}'
 # Why a pod is not ready, for people.
 # shellcheck disable=SC2016
 WHY='{{define "ended"}}  it ended with exit code {{.exitCode}}{{with .reason}} ({{.}}){{end}}{{with .message}}: {{.}}{{end}}{{"\n"}}{{end}}
@@ -217,14 +260,11 @@ WHY='{{define "ended"}}  it ended with exit code {{.exitCode}}{{with .reason}} (
 {{- range .status.conditions}}{{if and (eq .type "PodScheduled") (eq .status "False")}}  it has no node: {{.message}}{{"\n"}}{{end}}{{end}}
 {{- range .status.initContainerStatuses}}{{template "container" .}}{{end}}
 {{- range .status.containerStatuses}}{{template "container" .}}{{end}}'
-# shellcheck disable=SC2016
-SELECTOR='{{range $key, $value := .spec.selector.matchLabels}}{{$key}}={{$value}},{{end}}'
 REVISIONS='{{range .items}}{{index .metadata.annotations "deployment.kubernetes.io/revision"}} {{index .metadata.labels "pod-template-hash"}}{{"\n"}}{{end}}'
 NOT_CREATED='{{range .status.conditions}}{{if and (eq .type "ReplicaFailure") (eq .status "True")}}{{.message}}{{end}}{{end}}'
 
 # The pods of an older revision may be failing: that may be why a new one is deployed.
 list_new_pods() {
-  selector=$(cluster get "$workload" -o "go-template=$SELECTOR")
   case $workload in
     statefulset*) revision=controller-revision-hash=$(cluster get "$workload" -o 'jsonpath={.status.updateRevision}') ;;
     *) revision=pod-template-hash=$(cluster get replicasets -l "${selector%,}" -o "go-template=$REVISIONS" |
@@ -260,10 +300,6 @@ give_up() { # SENTENCE POD
   fail $NOT_SERVING "$1 It stays applied. $(undo_line)"
 }
 
-undo_line() {
-  printf 'To undo: kubectl --context %s -n %s rollout undo %s, or delete -k %s' "$context" "$namespace" "$workload" "$directory"
-}
-
 pause() {
   sleep $POLL_S &
   sleeper=$!
@@ -276,6 +312,7 @@ wait_until_served() {
   case $workload in statefulset*) timeout_s=${timeout_s:-$STATEFUL_SET_S} ;; esac
   while :; do
     line=$(cluster rollout status "$workload" --watch=false --timeout=20s 2>&1) && failures=0 || failures=$((failures + 1))
+    line=$(printf '%s\n' "$line" | drop_log_lines)
     elapsed_s=$(($(date +%s) - started_s))
     case $line in
       *'successfully rolled out'* | *'rolling update complete'*) printf '%4d s  %s\n' "$elapsed_s" "$line" && return ;;
@@ -301,11 +338,14 @@ wait_until_served() {
 }
 
 show_endpoint() {
-  port=$(cluster get "$service" -o 'jsonpath={.spec.ports[?(@.name=="grpc")].port}')
+  port=$(cluster get "$service" -o 'jsonpath={.spec.ports[?(@.name=="grpc")].port} {.spec.ports[?(@.name=="grpc")].appProtocol}')
+  protocol=${port#* } port=${port% *} url=localhost
+  name=${service#service/}
+  case $protocol in https) url="grpcs://localhost" tls=" --ca ca.crt --tls-server-name $name.$namespace.svc" ;; *) tls='' ;; esac
   cat <<END
-$model serves gRPC at ${service#service/}.$namespace.svc:$port within the cluster. To try it from here:
+$model serves gRPC at $name.$namespace.svc:$port within the cluster. To try it from here:
   kubectl --context $context -n $namespace port-forward $service $port:$port
-  tgis generate "Once upon a time" --url localhost:$port
+  tgis generate "Once upon a time" --url $url:$port$tls
 END
 }
 
@@ -320,8 +360,7 @@ stop() { # EXIT-CODE
   esac
 }
 
-here=$(cd "$(dirname "$0")" && pwd)
-models=$here/models
+models=$(dirname "$(readlink -f -- "$0")")/models
 stage=checking sleeper=''
 trap 'stop 130' INT
 trap 'stop 143' TERM
@@ -332,9 +371,10 @@ directory=$models/$model
 check_tools
 choose_context
 check_namespace
-check_permissions
 choose_source
 try_objects
+check_needs
+remember_state
 show_changes
 [ -z "$dry_run" ] || exit $DONE
 apply_objects

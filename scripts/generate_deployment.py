@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kustomize_overlays import make_base, make_patch
+from kustomize_overlays import make_patch
 from tgis_cli.manifest import Manifest, Wanted, make_manifest, write_manifest
-from tgis_cli.manifest.explained import Explained, strip
-from tgis_cli.manifest.output import KUSTOMIZATION
+from tgis_cli.manifest.explained import Explained
+from tgis_cli.manifest.output import KUSTOMIZATION, MARK, name_files
 from tgis_cli.manifest.yaml_text import to_document
 from tgis_cli.model_files.convert.safetensors_file import Content
 from tgis_cli.model_files.convert.torch_file import StoredTensor
@@ -31,9 +31,7 @@ from tgis_server.model_files import TENSOR_DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_name("deployment_models.toml")
-FOLDERS = ("base", "overlays", "models", "kserve")  # the rest of deployment/ is written by hand
-MARK = "# Made by `make deployment`.\n"
-DEFAULT_TARGET = "deployment"
+OVERLAY_MARK = "# Made by `make deployment`.\n"
 COMMIT = "0" * 40
 FILE_BYTES = 5_000_000_000
 NULL = "null"  # TOML has none
@@ -102,13 +100,13 @@ class Generator:
             self.write_kserve(name)
         self.write_overlays()
 
-    def make(self, entry: Table, target: str, **wanted: Any) -> tuple[Manifest, str]:
-        """The objects of an entry of the table, and the command that makes them."""
+    def make(self, entry: Table, target: str = "kustomize", **wanted: Any) -> tuple[Manifest, str]:
+        """The objects of an entry of the table, and a comment with the command that makes them."""
         model = self.find_model(entry)
         wanted = entry.get("wanted", {}) | wanted
         flags = entry.get("flags", {})
         manifest = make_manifest(Wanted(target=target, **wanted), {"model_name": model, **flags}, self.environ)
-        return manifest, write_command(model, target, {**flags, **wanted})
+        return manifest, f"# {write_command(model, target, {**flags, **wanted})} --output DIR\n"
 
     def find_model(self, entry: Table) -> str | None:
         """The model's name on the hub; ``None``: the demo model."""
@@ -117,38 +115,44 @@ class Generator:
         return model
 
     def write_model(self, name: str) -> None:
-        entry = self.table["models"][name]
-        manifest, command = self.make(entry, "kustomize", name=name)
-        folder = self.target / "models" / name
-        write_manifest(manifest, folder)
-        add_line(folder / KUSTOMIZATION, 1, f"# {command} --output DIR")
+        manifest, command = self.make(self.table["models"][name], name=name)
+        write_folder(manifest, command, self.target / "models" / name)
 
     def write_kserve(self, name: str) -> None:
         manifest, _ = self.make(self.table["kserve"][name], "kserve", name=name)
         write_manifest(manifest, self.target / "kserve" / name)
 
     def write_overlays(self) -> None:
-        overlays = self.table["overlays"]
-        made = {kind: self.make(merge(overlays, entry), DEFAULT_TARGET) for kind, entry in overlays["kinds"].items()}
-        objects = {kind: index(manifest) for kind, (manifest, _) in made.items()}
-        first = next(iter(objects.values()))
-        shared = [file for file in first if all(file in each for each in objects.values())]
-        base = {file: make_base([each[file] for each in objects.values()]) for file in shared}
-        why = "What all overlays have in common. It is not whole: apply one of the overlays."
-        write_folder(self.target / "base", base, {"resources": sorted(base)}, why)
-        for kind, each in objects.items():
-            self.write_overlay(kind, each, base, made[kind][1])
+        base, command = self.make(self.table["overlays"])
+        write_folder(base, command, self.target / "base")
+        for kind in self.table["overlays"]["kinds"]:
+            self.write_overlay(kind, name_files(base.objects))
 
-    def write_overlay(
-        self, kind: str, objects: Mapping[str, Explained], base: Mapping[str, Explained], command: str
-    ) -> None:
-        own = {file: value for file, value in objects.items() if file not in base}
-        patches = {file: make_patch(objects[file], base[file]) for file in base}
-        changed = {file: patch for file, patch in patches.items() if patch is not None}
-        body = {"resources": ["../../base", *sorted(own)], "patches": [{"path": file} for file in sorted(changed)]}
+    def make_overlay(self, kind: str) -> tuple[Manifest, str]:
+        overlays = self.table["overlays"]
+        return self.make(merge(overlays, overlays["kinds"][kind]))
+
+    def write_overlay(self, kind: str, base: Mapping[str, Explained]) -> None:
+        manifest, command = self.make_overlay(kind)
+        objects = name_files(manifest.objects)
+        assert base.keys() == objects.keys(), "an overlay only changes objects of the base"
+        patches = {file: patch for file, each in base.items() if (patch := make_patch(each, objects[file]))}
+        kustomization = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": ["../../base"],
+            "patches": [{"path": file, "target": identify(base[file])} for file in sorted(patches)],
+        }
         folder = self.target / "overlays" / kind
-        write_folder(folder, own | changed, body, "With the base, the same objects as this command makes:")
-        add_line(folder / KUSTOMIZATION, 2, f"# {command}")
+        folder.mkdir(parents=True)
+        for file, patch in patches.items():
+            (folder / file).write_text(OVERLAY_MARK + to_document(Explained(patch, objects[file].why)))
+        why = "The command above makes the same objects as the base with this overlay."
+        (folder / KUSTOMIZATION).write_text(OVERLAY_MARK + command + to_document(Explained(kustomization, why)))
+
+
+def identify(item: Explained) -> Table:
+    return {"kind": item.value["kind"], "name": item.value["metadata"]["name"]}
 
 
 def merge(one: Table, other: Table) -> Table:
@@ -157,47 +161,37 @@ def merge(one: Table, other: Table) -> Table:
     return {"like": one["like"], **tables}
 
 
-def index(manifest: Manifest) -> dict[str, Explained]:
-    """The objects by the name of their file; the names of the overlays' patches are those of what they change."""
-    return {f"{strip(each)['kind'].lower()}.yaml": each for each in manifest.objects}
-
-
-def write_folder(folder: Path, objects: Mapping[str, Explained], body: Table, why: str) -> None:
-    folder.mkdir(parents=True)
-    kustomization = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", **body}
-    files = {**objects, KUSTOMIZATION: Explained(kustomization, why)}
-    for name, value in files.items():
-        (folder / name).write_text(MARK + to_document(value))
-
-
-def add_line(file: Path, index: int, line: str) -> None:
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines[:index], line, *lines[index:], ""]))
+def write_folder(manifest: Manifest, command: str, folder: Path) -> None:
+    write_manifest(manifest, folder)
+    file = folder / KUSTOMIZATION
+    file.write_text(file.read_text().replace(MARK, MARK + command, 1))
 
 
 def write_command(model: str | None, target: str, options: Mapping[str, Any]) -> str:
-    words = ["tgis manifest", *([model] if model else [])]
-    words += [f"--for {target}"] if target != DEFAULT_TARGET else []
+    words = ["tgis manifest", *([model] if model else []), f"--for {target}"]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         words.append(flag if value is True else f"{flag} {value}")
     return " ".join(words)
 
 
-def write_deployment(target: Path) -> None:
-    """Write all generated folders into a directory that has none of them."""
-    table = tomllib.loads(TABLE.read_text())
-    with a_cache(table["models"]) as environ:
-        Generator(table, environ, target).write()
+def find_folders(made: Path) -> list[Path]:
+    """The generated folders, relative to deployment/."""
+    return sorted({file.parent.relative_to(made) for file in made.rglob("*.yaml")})
+
+
+def replace_folders(target: Path, made: Path) -> None:
+    """Put the generated folders in the place of earlier ones; those of other names stay."""
+    for folder in find_folders(made):
+        shutil.rmtree(target / folder, ignore_errors=True)
+        shutil.copytree(made / folder, target / folder)
 
 
 def main() -> None:
-    target = ROOT / "deployment"
-    with tempfile.TemporaryDirectory(prefix="tgis-deployment-") as folder:
-        write_deployment(Path(folder))
-        for name in FOLDERS:
-            shutil.rmtree(target / name, ignore_errors=True)
-            shutil.copytree(Path(folder) / name, target / name)
+    table = tomllib.loads(TABLE.read_text())
+    with tempfile.TemporaryDirectory(prefix="tgis-deployment-") as folder, a_cache(table["models"]) as environ:
+        Generator(table, environ, Path(folder)).write()
+        replace_folders(ROOT / "deployment", Path(folder))
 
 
 if __name__ == "__main__":

@@ -27,17 +27,23 @@ RESOURCES = {  # those of the manifests, and what a roll-out consists of
         "Namespace": "namespaces",
         "ConfigMap": "configmaps",
         "PersistentVolumeClaim": "persistentvolumeclaims",
+        "Secret": "secrets",
         "ServiceAccount": "serviceaccounts",
     },
-    "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets", "ReplicaSet": "replicasets"},
+    "apps/v1": {
+        "Deployment": "deployments",
+        "StatefulSet": "statefulsets",
+        "ReplicaSet": "replicasets",
+        "ControllerRevision": "controllerrevisions",
+    },
     "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
     "networking.k8s.io/v1": {"NetworkPolicy": "networkpolicies"},
     "autoscaling/v2": {"HorizontalPodAutoscaler": "horizontalpodautoscalers"},
-    "authorization.k8s.io/v1": {"SelfSubjectAccessReview": "selfsubjectaccessreviews"},
 }
 WORKLOADS = ("deployments", "statefulsets")
-CLUSTER_WIDE = ("namespaces", "selfsubjectaccessreviews")
+CLUSTER_WIDE = ("namespaces",)
 OBJECT_PATH = re.compile(r"/(?:api|apis)/(.+?)/(?:namespaces/([^/]+)/)?([a-z]+)(?:/([^/]+))?")
+METHODS = {"GET": "get", "POST": "create", "PATCH": "patch"}
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 PARAMETERS = [{"name": name, "in": "query"} for name in ("dryRun", "fieldValidation")]
 
@@ -79,9 +85,9 @@ class StubCluster:
         version, namespace, resource, name = found[1], found[2] or "", found[3], found[4] or ""
         if resource == "namespaces":
             namespace = ""
-        if resource == "selfsubjectaccessreviews":  # the only request in protobuf, in which words stay readable
-            refused = any(verb.encode() in body and what.encode() in body for verb, what in self.forbidden)
-            return 201, {"kind": "SelfSubjectAccessReview", "apiVersion": version, "status": {"allowed": not refused}}
+        if (METHODS[method], resource) in self.forbidden:
+            words = f'User "tester" cannot {METHODS[method]} resource "{resource}" in the namespace "{namespace}"'
+            return refuse(403, "Forbidden", f"{resource} is forbidden: {words}")
         if query.get("watch") == "true":
             return 200, {}  # nothing happens while somebody watches
         if method == "GET":
@@ -217,7 +223,7 @@ def serving(cluster: StubCluster, kubeconfig: Path) -> Iterator[None]:
     """Serve the cluster on a free port; kubectl finds it by this file, as context `stub`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(cluster))
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="stub cluster")
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), name="stub cluster")
     thread.start()
     context = {"name": "stub", "context": {"cluster": "stub", "namespace": "team", "user": "tester"}}
     config = {

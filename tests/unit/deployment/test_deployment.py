@@ -7,7 +7,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +23,7 @@ import kustomize_overlays  # noqa: E402
 
 TABLE = tomllib.loads(generate_deployment.TABLE.read_text())
 KINDS = TABLE["overlays"]["kinds"]
-FOLDERS = [*(f"models/{name}" for name in TABLE["models"]), *(f"overlays/{kind}" for kind in KINDS)]
+FOLDERS = [*(f"models/{name}" for name in TABLE["models"]), "base", *(f"overlays/{kind}" for kind in KINDS)]
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +32,27 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[generate_dep
         yield generate_deployment.Generator(TABLE, environ, tmp_path_factory.mktemp("deployment"))
 
 
-def read_files(folder: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(folder)): file.read_text()
-        for name in generate_deployment.FOLDERS
-        for file in (folder / name).rglob("*")
-        if file.is_file()
-    }
+def read_files(deployment: Path, folders: list[Path]) -> dict[str, str]:
+    files = [file for folder in folders for file in (deployment / folder).iterdir()]
+    return {str(file.relative_to(deployment)): file.read_text() for file in files}
 
 
 def test_the_folders_are_what_the_code_makes(generator: generate_deployment.Generator):
     generator.write()
 
-    assert read_files(generator.target) == read_files(DEPLOYMENT), "run `make deployment`"
+    folders = generate_deployment.find_folders(generator.target)
+    assert read_files(DEPLOYMENT, folders) == read_files(generator.target, folders), "run `make deployment`"
+
+
+def test_a_folder_of_ones_own_stays(tmp_path: Path):
+    for file in ("old/models/mine/a.yaml", "old/models/demo/stale.yaml", "new/models/demo/a.yaml"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+
+    generate_deployment.replace_folders(tmp_path / "old", tmp_path / "new")
+
+    files = [str(file.relative_to(tmp_path / "old")) for file in (tmp_path / "old").rglob("*.yaml")]
+    assert sorted(files) == ["models/demo/a.yaml", "models/mine/a.yaml"]
 
 
 @needs_kubectl
@@ -72,27 +79,15 @@ def test_the_objects_of_kserve_are_valid(name: str):
 @needs_kubectl
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_overlay_with_the_base_is_the_manifest_that_it_names(kind: str, generator: generate_deployment.Generator):
-    entry = generate_deployment.merge(TABLE["overlays"], KINDS[kind])
-    manifest, _ = generator.make(entry, generate_deployment.DEFAULT_TARGET)
+    manifest, _ = generator.make_overlay(kind)
 
     rendered = render(DEPLOYMENT / "overlays" / kind)
 
     assert index(rendered) == index([strip(each) for each in manifest.objects])
 
 
-def index(objects: list[Object]) -> dict[str, Any]:
-    return {obj["kind"]: sort_merged(obj) for obj in objects}
-
-
-def sort_merged(value: Any, field: str = "") -> Any:
-    """Lists that are merged by a key, sorted by it: a patch may add in another order."""
-    if isinstance(value, dict):
-        return {key: sort_merged(each, key) for key, each in value.items()}
-    if not isinstance(value, list):
-        return value
-    key = kustomize_overlays.MERGED.get(field)
-    items = [sort_merged(each) for each in value]
-    return sorted(items, key=lambda item: str(item[key])) if key else items
+def index(objects: list[Object]) -> dict[tuple[str, str], Object]:
+    return {(obj["kind"], obj["metadata"]["name"]): obj for obj in objects}
 
 
 @needs_kubectl
@@ -127,37 +122,32 @@ def test_a_wrong_shape_is_found_by_the_number_of_parameters(tmp_path: Path):
         generate_deployment.add_model(tmp_path, wrong)
 
 
-# Bases and overlays
+# Overlays
 
 
-def deployment(**spec: Any) -> Explained:
-    return Explained({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": spec}, "A.")
+def test_a_patch_adds_removes_and_replaces_with_the_reasons_of_what_is_new():
+    why = Explained("2", "Two.")
+    before = {"replicas": 1, "paused": True, "labels": {"a/b": "1"}, "args": ["x"]}
+    after = {"replicas": 1, "labels": {"a/b": why}, "args": ["x", "y"], "new": {}}
+
+    assert kustomize_overlays.make_patch(before, after) == [
+        {"op": "remove", "path": "/paused"},
+        {"op": "replace", "path": "/labels/a~1b", "value": why},
+        {"op": "replace", "path": "/args", "value": ["x", "y"]},
+        {"op": "add", "path": "/new", "value": {}},
+    ]
 
 
-def test_what_differs_or_is_missing_in_one_variant_is_not_in_the_base():
-    one = deployment(replicas=1, paused=True, template={"x": 1, "y": [1]})
-    other = deployment(replicas=2, template={"x": 1, "y": [2]})
+def test_things_of_the_same_names_are_patched_one_by_one_and_others_replaced():
+    before = {"same": [{"name": "a", "x": 1}, {"name": "b", "x": 1}], "other": [{"name": "a"}]}
+    other = [{"name": "b"}]
+    after = {"same": [{"name": "a", "x": 1}, Explained({"name": "b", "x": 2}, "Why.")], "other": other}
 
-    base = kustomize_overlays.make_base([one, other])
-
-    assert strip(base)["spec"] == {"template": {"x": 1}}
-    assert strip(kustomize_overlays.make_patch(one, base)) == strip(
-        deployment(replicas=1, paused=True, template={"y": [1]})
-    )
-
-
-def test_items_are_merged_by_name_and_keep_their_comments():
-    mine = Explained("9", "Mine.")
-    one = deployment(containers=[{"name": "server", "image": "x", "env": [{"name": "A", "value": mine}]}])
-    other = deployment(containers=[{"name": "server", "image": "x"}, {"name": "other"}])
-
-    base = kustomize_overlays.make_base([one, other])
-    patch = kustomize_overlays.make_patch(one, base)
-
-    assert strip(base)["spec"] == {"containers": [{"name": "server", "image": "x"}]}
-    assert patch is not None
-    assert patch.value["spec"] == {"containers": [{"name": "server", "env": [{"name": "A", "value": mine}]}]}
+    assert kustomize_overlays.make_patch(before, after) == [
+        Explained({"op": "replace", "path": "/same/1/x", "value": 2}, "Why."),
+        {"op": "replace", "path": "/other", "value": other},
+    ]
 
 
-def test_a_variant_that_is_the_base_needs_no_patch():
-    assert kustomize_overlays.make_patch(deployment(replicas=1), deployment(replicas=1)) is None
+def test_an_object_that_is_the_same_needs_no_patch():
+    assert kustomize_overlays.make_patch({"a": Explained(1, "One.")}, {"a": 1}) == []
