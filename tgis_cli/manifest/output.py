@@ -13,7 +13,6 @@ from tgis_server.errors import UsageError
 
 MARK = "# Made by `tgis manifest`, which replaces this file when it runs again.\n"
 KUSTOMIZATION = "kustomization.yaml"
-MAX_MARK_CHARS = len(MARK)
 
 
 def write_manifest(manifest: Manifest, directory: Path) -> list[Path]:
@@ -66,7 +65,7 @@ def is_ours(file: Path) -> bool:
     if not file.is_file() or file.is_symlink():
         return False
     with file.open(encoding="utf-8", errors="replace") as stream:
-        return stream.read(MAX_MARK_CHARS) == MARK
+        return stream.read(len(MARK)) == MARK
 
 
 def make_files(manifest: Manifest) -> dict[str, str]:

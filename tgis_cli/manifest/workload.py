@@ -20,7 +20,7 @@ from tgis_cli.manifest.resources import (
     write_quantity,
 )
 from tgis_cli.manifest.timing import DRAIN_DELAY_S, Timing, decide_timing
-from tgis_cli.manifest.wanted import PROMETHEUS, Wanted
+from tgis_cli.manifest.wanted import Wanted
 from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_cli.plan import Devices, PlanReport, make_report, read_devices
 from tgis_cli.plan.source import ModelSource
@@ -67,10 +67,6 @@ class Workload:
         return self.wanted.tls_secret is not None
 
     @property
-    def least_replicas(self) -> int:
-        return self.wanted.replicas
-
-    @property
     def most_replicas(self) -> int:
         if self.wanted.autoscale is None:
             return self.wanted.replicas
@@ -85,10 +81,6 @@ class Workload:
     def fetches(self) -> bool:
         """Whether an init container brings the model."""
         return is_fetched(self.placement, self.wanted)
-
-    @property
-    def prometheus(self) -> str:
-        return self.wanted.prometheus or PROMETHEUS
 
     @property
     def labels(self) -> dict[str, str]:
