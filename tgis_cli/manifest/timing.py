@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from tgis_cli.clients.stopping import SLACK_S
-from tgis_server.options import ServeConfig
+from tgis_server.options import LoadedConfig
 from tgis_server.words.sizes import format_bytes
 
 DISK_BYTES_PER_S = 100_000_000  # a slow network disk
@@ -24,7 +24,7 @@ class Timing:
     """Seconds and numbers of tries, each with its reason."""
 
     drain_delay_s: float
-    connection_age_s: float  # at most, so that clients leave a pod while it still accepts calls; 0: for ever
+    connection_age_s: float  # after which clients must reconnect; 0: never
     grace_s: int
     grace_why: str
     startup_failures: int
@@ -33,15 +33,19 @@ class Timing:
     progress_why: str
 
 
-def decide_timing(
-    config: ServeConfig, drain_delay_s: float, num_bytes: int, *, fetch_bytes: int, is_hub: bool
-) -> Timing:
+def decide_timing(loaded: LoadedConfig, num_bytes: int, *, fetch_bytes: int, is_hub: bool) -> Timing:
     """
     Args:
+        loaded: the launch options. Given times are kept; the defaults are not those of a server outside a cluster.
         num_bytes: of the files that a start reads.
         fetch_bytes: that an init container writes before that.
         is_hub: whether it downloads them.
     """
+    config, origins = loaded.config, loaded.origins
+    drain_delay_s = DRAIN_DELAY_S if origins["drain_delay"] == "default" else config.drain_delay
+    connection_age_s = config.max_connection_age
+    if origins["max_connection_age"] == "default":
+        connection_age_s = float(int(drain_delay_s * CONNECTION_AGE_SHARE))
     rest_s = max(START_S, math.ceil(2 * config.startup_timeout))
     startup_s = rest_s + num_bytes / DISK_BYTES_PER_S
     failures = math.ceil(startup_s / PROBE_S)
@@ -51,7 +55,7 @@ def decide_timing(
     fetching = f" + {fetch_s} s to fetch the model at {fetch_rate // 1_000_000} MB/s" if fetch_bytes else ""
     return Timing(
         drain_delay_s=drain_delay_s,
-        connection_age_s=float(int(drain_delay_s * CONNECTION_AGE_SHARE)),
+        connection_age_s=connection_age_s,
         grace_s=grace_s,
         grace_why=(
             f"{drain_delay_s:g} s (--drain-delay) + {config.drain_timeout:g} s (--drain-timeout) + {SLACK_S:g} s in "

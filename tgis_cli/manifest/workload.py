@@ -19,7 +19,7 @@ from tgis_cli.manifest.resources import (
     size_for_rehearsal,
     write_quantity,
 )
-from tgis_cli.manifest.timing import DRAIN_DELAY_S, Timing, decide_timing
+from tgis_cli.manifest.timing import Timing, decide_timing
 from tgis_cli.manifest.wanted import Wanted
 from tgis_cli.model_files import DEMO_MODEL_DIR
 from tgis_cli.plan import Devices, PlanReport, make_report, read_devices
@@ -106,11 +106,7 @@ def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, e
     num_bytes = 0 if is_without_model else source.num_bytes + source.convert_bytes
     fetch_bytes = num_bytes if is_fetched(placement, wanted) else 0
     config = loaded.config
-    is_delay_given = loaded.origins["drain_delay"] != "default"
-    drain_delay_s = config.drain_delay if is_delay_given else DRAIN_DELAY_S
-    timing = decide_timing(
-        config, drain_delay_s, num_bytes, fetch_bytes=fetch_bytes, is_hub=placement.source.kind == "hub"
-    )
+    timing = decide_timing(loaded, num_bytes, fetch_bytes=fetch_bytes, is_hub=placement.source.kind == "hub")
     return Workload(
         wanted=wanted,
         name=wanted.name or name_after(source.model),
@@ -256,7 +252,7 @@ def choose_args(
             resources.kv_cache_memory,
             "For each shard; the memory request below has room for exactly this.",
         )
-    if loaded.origins["max_connection_age"] == "default" and timing.connection_age_s:
+    if timing.connection_age_s:
         why = "Clients reconnect, also to new pods. Less than --drain-delay: they leave before calls are refused."
         add("max_connection_age", timing.connection_age_s, why)
     why = "Calls are accepted until all clients see the pod leave: no preStop is needed."

@@ -221,9 +221,10 @@ def test_variables_of_an_image_that_restate_defaults_are_not_arguments(environ: 
 
 
 def test_a_connection_age_that_the_environment_sets_to_its_default_is_kept(environ: dict[str, str]) -> None:
-    args = server_of(make(environ | {"MAX_CONNECTION_AGE": "0"}))["args"]
+    made = make(environ | {"MAX_CONNECTION_AGE": "0"})
 
-    assert "--max-connection-age" not in names_of(args)
+    assert "--max-connection-age" not in names_of(server_of(made)["args"])
+    assert "reconnect" not in to_yaml(made.objects), "the Service is not said to rely on it"
 
 
 def test_a_rehearsal_is_a_small_pod_that_downloads_nothing(environ: dict[str, str]) -> None:
