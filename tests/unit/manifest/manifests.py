@@ -7,25 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster_objects import Object
+from model_configs import LLAMA_8B
 from tgis_cli.manifest import Manifest, Wanted, make_manifest
 from tgis_cli.manifest.explained import strip
 from tgis_cli.model_files.download.remote_headers import write_converted_header
 
 MODEL = "meta/Llama-3.1-8B"
 COMMIT = "a" * 40
-LLAMA_8B = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "torch_dtype": "bfloat16",
-    "eos_token_id": 2,
-}
 
 
 def write_model(directory: Path, **changes: Any) -> Path:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from imports import run_and_list_imports
+from model_configs import LLAMA_8B
 from tgis_cli.decide.resolve import resolve
 from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.model_files import DEMO_MODEL_DIR
@@ -31,19 +32,6 @@ from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.options import ServeConfig, load_config
 
 GIB = 1 << 30
-LLAMA_8B = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "torch_dtype": "bfloat16",
-    "eos_token_id": 2,
-}
 MACHINE = Machine(gpus=(), cpus=(Cpu(0, 0), Cpu(1, 1)), has_bf16=True, free_bytes=64 * GIB, limit_bytes=None)
 
 
