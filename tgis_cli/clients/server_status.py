@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tgis_cli.runs.servers import CAUSE_FILE, FRONTEND_SOCKET, RunningServer
+from tgis_server.words.loading import INSPECTING
 from tgis_server.words.sizes import format_count
 
 Reply = TypeVar("Reply")
@@ -74,7 +75,7 @@ def ask(server: RunningServer, timeout_s: float = TIMEOUT_S) -> Status:
     if server.is_of_another_version:
         return Status(State.FOREIGN)
     if server.is_looking:
-        return Status(State.STARTING, phase="inspecting the model")
+        return Status(State.STARTING, phase=INSPECTING)
     reply = call(server.door / FRONTEND_SOCKET, lambda channel: FrontendStub(channel).Health, timeout_s)
     if reply is None and (cause := read_cause(server.door)):
         return Status(State.RESTARTING, text=cause)

@@ -25,7 +25,7 @@ from tgis_server import failures
 from tgis_server.errors import GroupFailed, TgisError
 from tgis_server.options import LoadedConfig, ServeConfig
 from tgis_server.run import Run, save_unresolved
-from tgis_server.words.loading import LOOKING
+from tgis_server.words.loading import INSPECTING
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], loc
 
     config, started_at = loaded.config, time.monotonic()
     probes: EarlyProbes | None = None
-    activity = Activity(LOOKING)
+    activity = Activity(INSPECTING)
     next_line_at = 0.0
     async with contextlib.AsyncExitStack() as stack:
         work = functools.partial(survey, loaded, environ, lock.run_dir, activity)
@@ -139,7 +139,7 @@ async def survey_patiently(loaded: LoadedConfig, environ: Mapping[str, str], loc
             still_s = now - forked.moved_at
             if still_s >= config.startup_timeout:
                 raise explain_standstill(forked.place, config.startup_timeout)
-            path, what = (forked.place.path, forked.place.doing) if forked.place else ("", LOOKING)
+            path, what = (forked.place.path, forked.place.doing) if forked.place else ("", INSPECTING)
             if still_s >= (FIRST_LINE_S if path else NEXT_LINE_S) and now >= next_line_at:
                 next_line_at = now + NEXT_LINE_S
                 awaited = f"waiting for {path}" if path else what
@@ -155,7 +155,7 @@ def explain_standstill(place: Place | None, timeout_s: float) -> TgisError:
     """Blame storage only if the work waits for a file: a driver may hang as well."""
     if place and place.path:
         return failures.STORAGE_HANGS.error(place=place, timeout_s=timeout_s)
-    return failures.LOOK_HANGS.error(doing=place.doing if place else LOOKING, timeout_s=timeout_s)
+    return failures.LOOK_HANGS.error(doing=place.doing if place else INSPECTING, timeout_s=timeout_s)
 
 
 def describe_wait(forked: Forked[Surveyed]) -> str:
@@ -163,7 +163,7 @@ def describe_wait(forked: Forked[Surveyed]) -> str:
     if forked.place and forked.place.path:
         still_s = time.monotonic() - forked.moved_at
         return f"the launcher has been waiting for {forked.place.path} for {still_s:.0f} s"
-    return f"the launcher is {forked.place.doing if forked.place else LOOKING}"
+    return f"the launcher is {forked.place.doing if forked.place else INSPECTING}"
 
 
 def survey(loaded: LoadedConfig, environ: Mapping[str, str], run_dir: Path, activity: Activity) -> Surveyed:

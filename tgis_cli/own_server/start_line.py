@@ -9,7 +9,7 @@ from typing import TextIO
 from tgis_cli.clients.server_status import Status, ask
 from tgis_cli.runs.servers import RunningServer
 from tgis_cli.terminal.status_line import StatusLine
-from tgis_server.words.loading import LOOKING
+from tgis_server.words.loading import INSPECTING
 
 DELAY_S = 1.0  # a faster start shows nothing on a terminal
 ASK_S = 0.5  # between queries about the progress
@@ -41,12 +41,12 @@ class StartLine:
         self._ask = ask
         self._started_at = clock()
         self._next_ask_at = self._started_at
-        self._phase = LOOKING
+        self._phase = INSPECTING
 
     def update(self, server: RunningServer | None) -> None:
         """
         Args:
-            server: ``None``: the launcher is still looking at the machine and the model.
+            server: ``None``: the launcher has no run directory yet.
         """
         if self._clock() - self._started_at >= (DELAY_S if self._line.is_live else LINE_S):
             self._line.show(lambda: self._describe(server))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 STILL_LOADING = "The model is still loading"
-LOOKING = "looking at the machine and the model"  # what a launcher does before it starts processes
+INSPECTING = "inspecting the model"  # what a launcher does before it starts processes
 
 
 def explain_loading(doing: str) -> str:

@@ -128,9 +128,7 @@ def test_a_standstill_without_a_file_is_not_blamed_on_storage():
     sentences = [str(prepare.explain_standstill(where, 5)) for where in (place, None)]
 
     assert sentences[0].startswith("The launcher has made no progress for 5 s while it was querying the GPU driver:")
-    assert sentences[1].startswith(
-        "The launcher has made no progress for 5 s while it was looking at the machine and the "
-    )
+    assert sentences[1].startswith("The launcher has made no progress for 5 s while it was inspecting the model")
 
 
 def test_forked_work_ignores_stop_signals():

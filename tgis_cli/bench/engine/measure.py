@@ -30,6 +30,7 @@ from tgis_server.errors import GroupFailed, UsageError
 from tgis_server.host.interpreter import make_command
 from tgis_server.options import LoadedConfig
 from tgis_server.run import Run
+from tgis_server.words.loading import INSPECTING
 from tgis_server.words.sizes import format_count
 
 HIGHEST_SHARE = 1.1  # small products can be a little faster than the large ones that the limit comes from
@@ -102,7 +103,7 @@ def measure_engine(
     plan = options.make_plan()
     line = StatusLine(sys.stderr, environ, elsewhere_every_s=LINE_S)
     with private_run_dir() as run_dir, cleared(line):
-        line.show(lambda: "looking at the machine and the model")
+        line.show(lambda: INSPECTING)
         decided = decide(loaded, environ, run_dir)
         if decided.summary.kind != "decoder":
             raise UsageError(f"{decided.run.model_id} is not a decoder: `tgis bench engine` measures only decoders.")
