@@ -50,7 +50,7 @@ def compare(step_a: float = 0.02, step_b: float = 0.02, *, noise: float = 0.01, 
     steps = {"a:1": step_a, "b:2": step_b}
 
     @contextlib.contextmanager
-    def open_sender(target, *_):
+    def open_generator(target, *_):
         server = servers[target.client.url]
         server.on_level = lambda _: setattr(server, "step_s", steps[target.client.url] * rng.gauss(1, noise))
         yield server
@@ -63,7 +63,7 @@ def compare(step_a: float = 0.02, step_b: float = 0.02, *, noise: float = 0.01, 
         sides,
         **settings | options,
         err=err,
-        open_sender=open_sender,
+        open_generator=open_generator,
     )
     return result, servers, err.getvalue()
 
@@ -125,7 +125,7 @@ def test_a_round_is_eight_streams_for_five_seconds_unless_told_otherwise(opened)
     assert (servers["a:1"].levels[1].concurrency, servers["a:1"].levels[1].max_s) == (8, 3.0)
 
 
-@pytest.mark.parametrize("flags", [{"concurrency": "1,8"}, {"sweep": True}])
+@pytest.mark.parametrize("flags", [{"concurrency": "1,8"}, {"sweep": True}, {"goodput": "ttft<1s"}])
 def test_a_round_has_one_level(opened, flags):
     with pytest.raises(UsageError, match=f"A round has one level, but --{next(iter(flags))} asks for several"):
         compare(flags=flags)

@@ -23,6 +23,7 @@ from tgis_cli.bench.load.shapes import Lengths
 from tgis_cli.clients.parameter_table import as_flag
 from tgis_cli.clients.parameters import Parameters
 from tgis_cli.terminal.callbacks import make_callback
+from tgis_cli.terminal.options import complete_from
 from tgis_cli.terminal.suggestions import explain_no_choice
 from tgis_server.errors import UsageError
 
@@ -116,7 +117,7 @@ OPTIONS: dict[str, Any] = dict(
             ARRIVAL,
             "|".join(ArrivalProcess),
             "Intervals between the requests of an open loop. [default: poisson]",
-            autocompletion=lambda: list(ArrivalProcess),
+            autocompletion=complete_from(ArrivalProcess),
         ),
         option(
             "burstiness",
@@ -131,7 +132,8 @@ OPTIONS: dict[str, Any] = dict(
             str | None,
             ARRIVAL,
             "SECONDS",
-            f"How long each level sends requests. [default: {LEVEL_S:g}; without any options {DEFAULT_LEVEL_S:g}]",
+            f"How long each level sends requests. [default: {LEVEL_S:g}; "
+            f"{DEFAULT_LEVEL_S:g} without --concurrency, --rate, --sweep and --goodput]",
         ),
         option("requests", int | None, ARRIVAL, "N", "Maximum number of requests per level.", min=1),
         option(
