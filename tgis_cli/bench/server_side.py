@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tgis_cli.clients.metrics import ITL, PERCENTILES, QUEUE, STEP, TTFT, Change, Histogram, Scrape
+from tgis_cli.clients.metrics import ITL, PERCENTILES, QUEUE, STEP, TTFT, WAITING, Change, Histogram, Scrape
 from tgis_server.errors import TgisError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class MetricsWatch:
 
 def sample_of(change: Change) -> Sample:
     now = change.after
-    return Sample(now.at_s, now.total("tgi_queue_size"), change.rows_per_step, now.kv_used_share)
+    return Sample(now.at_s, now.total(WAITING), change.rows_per_step, now.kv_used_share)
 
 
 def mean_of(samples: list[Sample], name: str) -> float | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 Labels = tuple[tuple[str, str], ...]  # sorted
 Samples = Mapping[str, Mapping[Labels, float]]  # by name and labels
 
+RUNNING, WAITING = "tgi_batch_current_size", "tgi_queue_size"  # sequences
 QUEUE = "tgi_request_queue_duration"
 TTFT = "tgi_time_to_first_token_duration"
 ITL = "tgi_inter_token_duration"  # between tokens

@@ -12,7 +12,7 @@ from typing import Any
 
 from tgis_cli.clients.address import DEFAULT_PORTS, GRPC, HTTP, Address, find_in_environment, to_address
 from tgis_cli.clients.connection import Connection
-from tgis_cli.clients.metrics import Scrape, parse_scrape
+from tgis_cli.clients.metrics import WAITING, Scrape, parse_scrape
 from tgis_cli.clients.probe import explain, fetch, make_connection
 from tgis_cli.clients.tls_files import TlsFiles
 from tgis_cli.runs.servers import RunningServer, find_at_port
@@ -44,7 +44,7 @@ class MetricsSource:
             scrape = parse_scrape(body.decode(), at_s)
         except (ValueError, KeyError, IndexError):  # the parser raises any of them
             scrape = Scrape(at_s, {})
-        if status != http.client.OK or "tgi_queue_size" not in scrape.samples:
+        if status != http.client.OK or WAITING not in scrape.samples:
             raise Unavailable(
                 f"The HTTP server at {self.address} is not TGIS: its /metrics answers with status {status}."
             )

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tgis_cli.clients.answer import format_latency, format_rate
-from tgis_cli.clients.metrics import ITL, PERCENTILES, QUEUE, STEP, TTFT, Change, Histogram, Scrape
+from tgis_cli.clients.metrics import ITL, PERCENTILES, QUEUE, RUNNING, STEP, TTFT, WAITING, Change, Histogram, Scrape
 from tgis_cli.top.processes import ServerProcess
-from tgis_cli.top.window import RATE_S, RUNNING, WAITING, WINDOW_S, Point, Window, read_rates
+from tgis_cli.top.window import RATE_S, WINDOW_S, Point, Window, read_rates
 from tgis_server.words.control_characters import escape_controls
 
 READY, NO_ANSWER = "ready", "no answer"

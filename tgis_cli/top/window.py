@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from tgis_cli.clients.metrics import PROMPT_TOKENS, Change, Scrape
+from tgis_cli.clients.metrics import PROMPT_TOKENS, RUNNING, WAITING, Change, Scrape
 
-RUNNING, WAITING = "tgi_batch_current_size", "tgi_queue_size"
 WINDOW_S = 60.0
 RATE_S = 5.0  # a single second says nothing if requests are few and slow
 MAX_POINTS = 300  # columns of the widest graph
