@@ -29,7 +29,7 @@ from tgis_cli.bench.load.levels import FixedLevels, Plan
 from tgis_cli.bench.load.live import Live
 from tgis_cli.bench.load.options import ARRIVALS, ROUND_S, ROUND_STREAMS, LoadOptions
 from tgis_cli.bench.load.prompt_file import PromptFile
-from tgis_cli.bench.load.run import LoadRun, OpenSender, choose_workers, make_feed, open_prompts, open_workers
+from tgis_cli.bench.load.run import LoadRun, OpenGenerator, choose_workers, make_feed, open_prompts, open_workers
 from tgis_cli.bench.load.target import Target, describe_model, describe_server, open_target
 from tgis_cli.bench.result import PERCENTILES, Figure, Result
 from tgis_cli.clients.connection import Connection
@@ -181,7 +181,7 @@ class AbRun:
     metric: str
     err: TextIO
     live: RoundLive
-    open_sender: OpenSender
+    open_generator: OpenGenerator
     plan: Plan  # of each round
     prompts: PromptFile | None
     current: LoadRun | None = None  # of the round that runs
@@ -213,10 +213,10 @@ class AbRun:
         self.live.say(f"{side.letter}, starting")
         with side.open(self.err) as target:
             feed = self.prompts or make_feed(self.options, target)
-            with self.open_sender(target, feed, self.options.workers or choose_workers(self.options)) as sender:
+            with self.open_generator(target, feed, self.options.workers or choose_workers(self.options)) as generator:
                 self.model = self.model or describe_model(target)
                 self.servers[side.letter] = describe_server(target)
-                yield OpenSide(side, LoadRun(self.options, target, feed, self.live, sender), self.plan)
+                yield OpenSide(side, LoadRun(self.options, target, feed, self.live, generator), self.plan)
 
     def open_and_measure(self, side: Side) -> float:
         """A round on a server of its own."""
@@ -277,7 +277,7 @@ def run_ab(
     equal_within: float,
     restarts: bool,
     err: TextIO,
-    open_sender: OpenSender = open_workers,
+    open_generator: OpenGenerator = open_workers,
     on_start: Callable[[AbRun], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> Result:
     """Measure both sides in alternating rounds.
@@ -305,7 +305,7 @@ def run_ab(
         for side in sides:  # before the first start, which may take minutes
             live.say(f"{side.letter}, checking")
             side.check(os.environ)
-        run = AbRun(options, metric, err, live, open_sender, plan, prompts)
+        run = AbRun(options, metric, err, live, open_generator, plan, prompts)
         if restarts:
             measures = [partial(run.open_and_measure, side) for side in sides]
         else:

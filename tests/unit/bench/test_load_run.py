@@ -48,12 +48,12 @@ def measure(
     server: SimulatedServer, client: FakeClient | None = None, live: Live | None = None, **flags: Any
 ) -> Result:
     @contextlib.contextmanager
-    def open_sender(*_: object) -> Iterator[SimulatedServer]:
+    def open_generator(*_: object) -> Iterator[SimulatedServer]:
         yield server
 
     target = Target(client or FakeClient(), None, None, None, "")  # type: ignore[arg-type]
     options = LoadOptions.from_flags(flags, Parameters())
-    return run_load(options, target, live or Live(io.StringIO(), {}), open_sender=open_sender)
+    return run_load(options, target, live or Live(io.StringIO(), {}), open_generator=open_generator)
 
 
 def titles(result: Result) -> list[str]:
@@ -188,7 +188,7 @@ def test_a_stop_ends_the_run_after_its_level_and_marks_it():
     server = SimulatedServer()
 
     @contextlib.contextmanager
-    def open_sender(*_: object) -> Iterator[SimulatedServer]:
+    def open_generator(*_: object) -> Iterator[SimulatedServer]:
         yield server
 
     @contextlib.contextmanager
@@ -199,7 +199,7 @@ def test_a_stop_ends_the_run_after_its_level_and_marks_it():
     target = Target(FakeClient(), None, None, None, "")  # type: ignore[arg-type]
     options = LoadOptions.from_flags({}, Parameters())
     result = run_load(
-        options, target, Live(io.StringIO(), {}), open_sender=open_sender, on_start=stop_in_the_second_level
+        options, target, Live(io.StringIO(), {}), open_generator=open_generator, on_start=stop_in_the_second_level
     )
 
     assert (titles(result), result.is_cut, server.is_stopped) == (["1 stream", "8 streams"], True, True)

@@ -56,7 +56,7 @@ class LoadGenerator(Protocol):
         """End the level: what is in flight is cut. It may be called in a signal handler."""
 
 
-OpenSender = Callable[[Target, Feed, int], contextlib.AbstractContextManager[LoadGenerator]]
+OpenGenerator = Callable[[Target, Feed, int], contextlib.AbstractContextManager[LoadGenerator]]
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class LoadRun:
     target: Target
     feed: SyntheticFeed | PromptFile
     live: Live
-    sender: LoadGenerator
+    generator: LoadGenerator
     levels: list[Level] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ class LoadRun:
     def stop(self) -> None:
         """End it with what has been measured."""
         self.is_cut = True
-        self.sender.stop()
+        self.generator.stop()
 
     def _choose(self) -> Plan | None:
         if is_trace(self.feed):
@@ -171,7 +171,7 @@ class LoadRun:
                 self.stop()
             on_tick(progress)
 
-        records, health = self.sender.run_level(arrivals, tick)
+        records, health = self.generator.run_level(arrivals, tick)
         self.num_sent += len(records.index)
         if reason:
             texts = [f" ({name_status(status)}: {text})" for status, text in records.texts.items()]
@@ -319,7 +319,7 @@ def run_load(
     target: Target,
     live: Live,
     *,
-    open_sender: OpenSender = open_workers,
+    open_generator: OpenGenerator = open_workers,
     on_start: Callable[[LoadRun], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> Result:
     """Measure a server.
@@ -339,8 +339,8 @@ def run_load(
                 os.environ, model=describe_model(target), server=describe_server(target), run=dict(options.given)
             )
             num_workers = options.workers or choose_workers(options, feed)
-            sender = stack.enter_context(open_sender(target, feed, num_workers))
-        run = LoadRun(options, target, feed, live, sender)
+            generator = stack.enter_context(open_generator(target, feed, num_workers))
+        run = LoadRun(options, target, feed, live, generator)
         with on_start(run):
             run.run()
     return make_result(run, fingerprint)
