@@ -127,14 +127,17 @@ class Stop:
 
     @contextlib.contextmanager
     def calling(self, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Like :func:`stopping_by`, with a function to which all signals are the same."""
+        """Within :func:`interrupted_by_signals`: let the first stop signal call ``stop`` instead of raising."""
 
         def note(number: signal.Signals) -> None:
             self._received.append(number)
             stop()
 
-        with stopping_by(note):
+        on_stop.append(note)
+        try:
             yield
+        finally:
+            on_stop.pop()
 
     def exit_code(self, otherwise: int = 0) -> int:
         return 128 + self._received[0] if self._received else otherwise
@@ -142,13 +145,3 @@ class Stop:
     def as_error(self, rest: str = "") -> Interrupted:
         """Of a signal that came, where nothing has been done until then."""
         return Interrupted(self._received[0], rest)
-
-
-@contextlib.contextmanager
-def stopping_by(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Within :func:`interrupted_by_signals`: let the first stop signal call ``stop`` instead of raising."""
-    on_stop.append(stop)
-    try:
-        yield
-    finally:
-        on_stop.pop()

@@ -16,7 +16,6 @@ from tgis_cli.terminal.stop_signals import (
     Stop,
     ended_by_signals,
     interrupted_by_signals,
-    stopping_by,
 )
 
 
@@ -108,15 +107,6 @@ def test_a_block_without_a_signal_restores_the_handlers():
         pass
 
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
-
-
-def test_a_stop_signal_calls_the_stop_function_of_the_work():
-    stopped: list[signal.Signals] = []
-
-    with interrupted_by_signals(), stopping_by(stopped.append):
-        os.kill(os.getpid(), signal.SIGHUP)
-
-    assert stopped == [signal.SIGHUP]
 
 
 def test_a_command_that_a_signal_has_stopped_ends_with_its_code():
