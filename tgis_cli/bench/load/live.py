@@ -123,6 +123,7 @@ class Live:
             yield
         finally:
             again.cancel()
+            again.join()  # it may be writing
 
     def end_level(self, level: Level) -> None:
         self._done.append(describe_row(level))
