@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tgis_server.frontend.transport.patience import MAX_BYTES_HELD
+from tgis_server.words.sizes import format_bytes
+
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD = ROOT / "deployment" / "monitoring" / "grafana-dashboard.json"
 PAGE = ROOT / "docs" / "operations.md"
@@ -256,7 +259,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Bytes of calls",
-            "Requests in progress and answers being sent; at 128 MiB calls wait or are refused.",
+            "Requests in progress and answers being sent; at "
+            f"{format_bytes(MAX_BYTES_HELD)} calls wait or are refused.",
             "bytes",
             {REPLICA: each("tgi_bytes_held")},
         ),
