@@ -49,16 +49,18 @@ class Comparison:
     max_pairs: int = MAX_PAIRS
     values_a: list[float] = field(default_factory=list)
     values_b: list[float] = field(default_factory=list)
-    log_ratios: list[float] = field(default_factory=list)
 
     def add_pair(self, a: float, b: float) -> None:
         self.values_a.append(a)
         self.values_b.append(b)
-        self.log_ratios.append(math.log(b / a))
 
     @property
     def num_pairs(self) -> int:
-        return len(self.log_ratios)
+        return len(self.values_b)
+
+    @property
+    def log_ratios(self) -> list[float]:
+        return [math.log(b / a) for a, b in zip(self.values_a, self.values_b, strict=True)]
 
     @property
     def ratio(self) -> Estimate:

@@ -52,13 +52,13 @@ def test_what_goes_to_stdout_replaces_the_table(capsys: pytest.CaptureFixture[st
 
 def test_a_file_that_cannot_be_written_is_found_before_the_run(tmp_path: Path):
     with pytest.raises(UsageError, match=r"--html .*/none/r.html cannot be written: No such file or directory"):
-        Outputs(html=str(tmp_path / "none" / "r.html")).check()
+        Outputs(html=str(tmp_path / "none" / "r.html")).check({})
 
 
 def test_the_check_leaves_no_file_and_keeps_one_that_is_there(tmp_path: Path):
     (tmp_path / "old.json").write_text("old")
 
-    Outputs(json=str(tmp_path / "old.json"), csv=str(tmp_path / "new.csv")).check()
+    Outputs(json=str(tmp_path / "old.json"), csv=str(tmp_path / "new.csv")).check({})
 
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "old")]
 
@@ -72,7 +72,7 @@ def test_a_command_without_a_result_refuses_files():
 def test_the_check_leaves_a_link_that_leads_nowhere(tmp_path: Path):
     (tmp_path / "link.json").symlink_to(tmp_path / "new.json")
 
-    Outputs(json=str(tmp_path / "link.json")).check()
+    Outputs(json=str(tmp_path / "link.json")).check({})
 
     assert [path.name for path in tmp_path.iterdir()] == ["link.json"]
 
@@ -83,7 +83,7 @@ def test_the_check_does_not_open_a_pipe_as_its_reader_would_see_the_end(tmp_path
     watch = select.poll()
     watch.register(reader)
 
-    Outputs(json=str(tmp_path / "pipe")).check()
+    Outputs(json=str(tmp_path / "pipe")).check({})
 
     assert watch.poll(0) == []  # a writer that came and went would be a hang-up
     os.close(reader)
@@ -100,7 +100,7 @@ def test_two_results_cannot_go_to_one_place(
         (tmp_path / "r.out").touch()
 
     with pytest.raises(UsageError, match="--json and --csv would both write to"):
-        Outputs(json="-" if other == "-" else "r.out", csv=other).check()
+        Outputs(json="-" if other == "-" else "r.out", csv=other).check({})
 
 
 def test_a_result_cannot_replace_the_prompts(tmp_path: Path):
@@ -113,4 +113,4 @@ def test_a_result_cannot_replace_the_prompts(tmp_path: Path):
 
 def test_an_empty_name_is_refused_as_such():
     with pytest.raises(UsageError, match="--json is empty: give the name of a file"):
-        Outputs(json="").check()
+        Outputs(json="").check({})

@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from tgis_cli.bench.http2.client import UNAVAILABLE
 from tgis_cli.bench.load.calls import Arrivals
 from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.detail import Distribution, Level, Series
@@ -29,7 +30,6 @@ INTENDED = ("ttft_intended", "e2e_intended")  # of open loops: a closed one has 
 MAX_WATERFALL = 200
 MAX_STEPS = 600  # of the series: one per pixel of a wide chart
 STEP_S = 1.0
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 NUM_BINS = 40  # of a histogram
 MAX_DECADES = 6.0  # that it spans: gaps between tokens that arrived nearly together would stretch it without end
 

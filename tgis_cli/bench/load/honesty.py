@@ -33,7 +33,7 @@ def find_problems(
     can_grow = concurrency is None or generator["workers"] < concurrency
     remedy = "more --workers, or another machine" if can_grow else "another machine"
     return [
-        *check_send_lag(generator["send_lag_p99_s"] or 0.0, latencies, generator.get("num_queued", 0), remedy),
+        *check_send_lag(generator["send_lag_p99_s"] or 0.0, latencies, generator["num_queued"], remedy),
         *check_loop_lag(generator["loop_lag_p99_s"] or 0.0, latencies, remedy),
         *check_cpu(generator["cpu_share"], generator["workers"], remedy),
     ]

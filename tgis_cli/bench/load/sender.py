@@ -77,9 +77,7 @@ class Stock:
 class Sender:
     """``done`` gets its result when all calls have ended."""
 
-    def __init__(
-        self, share: Share, feed: Feed, channel: Channel, blocks: dict[bool, bytes], *, has_stamps: bool
-    ) -> None:
+    def __init__(self, share: Share, feed: Feed, channel: Channel, blocks: Blocks, *, has_stamps: bool) -> None:
         self.recorder = Recorder(self._on_end)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._share, self._channel = share, channel

@@ -8,10 +8,9 @@ from tgis_cli.bench.load.orders import Totals
 
 STALL_S = 60.0  # a server that has begun its answers and sends nothing for so long will not send more
 SILENCE_S = 600.0  # a long prompt, or a long unary answer, may take minutes before anything is sent
-REFUSED_CALLS, REFUSED_S = (
-    100,
-    2.0,
-)  # so many failures in at least so many seconds, and nothing else: it refuses everything
+# So many failures in at least so many seconds, and nothing else: the server refuses everything.
+REFUSED_CALLS = 100
+REFUSED_S = 2.0
 SHORT_S = 1.0  # a call in flight for longer has not been refused: the server may be working on it
 
 
@@ -19,20 +18,19 @@ SHORT_S = 1.0  # a call in flight for longer has not been refused: the server ma
 class StopRules:
     """The rules of one level, asked with each report of its progress."""
 
-    served: tuple[int, int] = (0, 0)  # tokens, calls completed
-    served_at: float | None = None  # when these last changed
+    heard: tuple[int, int, int] = (0, 0, 0)  # tokens, calls completed, calls failed
+    heard_at: float | None = None  # when any of these last changed
+    served_at: float | None = None  # when tokens or calls completed last changed
     failed_before: int = 0  # calls, until then
-    heard: tuple[int, int, int] = (0, 0, 0)  # the same, and calls that failed
-    heard_at: float | None = None
 
     def find_reason(self, progress: Totals, now: float) -> str:
         """A clause that says why the level has to end; empty if it can go on."""
-        served = progress.output_tokens, progress.completed
-        heard = *served, progress.failed
-        if self.served_at is None or served != self.served:
-            self.served, self.served_at, self.failed_before = served, now, progress.failed
+        heard = progress.output_tokens, progress.completed, progress.failed
+        if self.served_at is None or heard[:2] != self.heard[:2]:
+            self.served_at, self.failed_before = now, progress.failed
         if self.heard_at is None or heard != self.heard or not progress.in_flight:
-            self.heard, self.heard_at = heard, now
+            self.heard_at = now
+        self.heard = heard
         limit_s = STALL_S if progress.streaming else SILENCE_S
         if now - self.heard_at > limit_s:
             return f"the server sent nothing for {limit_s:.0f} s"

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +45,7 @@ class Outputs:
     html: str | None = None
     is_verbose: bool = False
 
-    def check(self, inputs: Mapping[str, str | Path | None] = MappingProxyType({})) -> None:
+    def check(self, inputs: Mapping[str, str | Path | None]) -> None:
         """Called before the measurement, so that it is not lost.
 
         Args:
