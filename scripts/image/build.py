@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,18 +34,20 @@ DIST = ROOT / "dist"
 CONTEXT_FILES = ("Containerfile", "LICENSE", "constraints.txt", "scripts/image/assemble.py")
 UNKNOWN_COMMIT = "unknown"
 EARLIEST_S = 315532800  # 1980, where the dates of zip archives begin
-USAGE, NO_TOOL = 2, 3
+USAGE, NO_TOOL, INTERRUPTED = 2, 3, 130
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     os.umask(0o022)  # modes are part of the wheel and the image
-    for folder in (options.wheels, options.model):
-        if folder and not folder.is_dir():
-            print(f"{folder} is not a folder.", file=sys.stderr)
-            return USAGE
     try:
+        for problem in find_problems(options):
+            print(problem, file=sys.stderr)
+            return USAGE
         return build(options)
+    except KeyboardInterrupt:
+        print("Interrupted: no image was built.", file=sys.stderr)
+        return INTERRUPTED
     except subprocess.CalledProcessError as error:
         print(f"{' '.join(map(str, error.cmd[:3]))} … failed: the lines above say why.", file=sys.stderr)
     except (OSError, ValueError) as error:
@@ -64,6 +68,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--no-cache", action="store_true", help="do not use layers of earlier builds")
     add("--wheel-only", action="store_true", help="build no image")
     return parser.parse_args(arguments)
+
+
+def find_problems(options: argparse.Namespace) -> Iterator[str]:
+    """What would fail only after minutes."""
+    for folder in (options.wheels, options.model):
+        if folder and not folder.is_dir():
+            yield f"{folder} is not a folder."
+    if options.model and not (options.model / "config.json").is_file():
+        yield f"{options.model} is not a model: it has no config.json."
+    if options.tool and shutil.which(options.tool) is None:
+        installed = " or ".join(filter(shutil.which, TOOLS))
+        yield f"{options.tool} is not installed" + (f"; --tool can be {installed}." if installed else ".")
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    if unknown := sorted({*filter(None, options.extras.split(","))}.difference(known)):
+        yield f"There is no extra {', '.join(unknown)}; the wheel has {', '.join(known)}."
 
 
 def build(options: argparse.Namespace) -> int:
@@ -198,4 +217,5 @@ def write_sbom(tool: str, job: Build, file: Path, seconds: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # after removing temporary folders
     sys.exit(main(sys.argv[1:]))

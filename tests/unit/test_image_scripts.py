@@ -149,6 +149,24 @@ def test_a_folder_that_is_missing_is_named_before_anything_is_built(option: str,
     assert capsys.readouterr().err == "/no/such is not a folder.\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "{tmp_path}"], "{tmp_path} is not a model: it has no config.json."),
+        (["--extras", "tracing,nope"], "There is no extra nope; the wheel has tracing, guided, convert, dev."),
+        (["--tool", "docker"], "docker is not installed; --tool can be podman."),
+    ],
+)
+@pytest.mark.usefixtures("wheel")
+def test_what_would_fail_later_is_refused_before_anything_is_built(arguments, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build.shutil, "which", lambda name: "/usr/bin/podman" if name == "podman" else None)
+
+    assert build.main([each.format(tmp_path=tmp_path) for each in arguments]) == 2
+
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", sentence.format(tmp_path=tmp_path) + "\n")
+
+
 def test_the_context_holds_only_what_the_image_needs(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
     monkeypatch.delenv("TMPDIR", raising=False)
