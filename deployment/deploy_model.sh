@@ -40,7 +40,9 @@ drop_log_lines() { # kubectl's own, before its sentence: E0102 15:04:05.678 90 m
 # Arguments
 
 need_value() { # OPTION [VALUE]
-  [ -n "${2-}" ] || fail $WRONG_USAGE "$1 needs a value."
+  case ${2-} in
+    '' | -*) fail $WRONG_USAGE "$1 needs a value." ;;
+  esac
 }
 
 read_arguments() {
@@ -73,8 +75,9 @@ read_arguments() {
 # As `tgis manifest --image` does; besides, no character that YAML would understand.
 check_image() {
   case $image in
-    */ | *[!A-Za-z0-9._:/@-]*) fail $WRONG_USAGE "--image $image is not a name with a tag or digest, such as registry/tgis:0.1.0." ;;
-    *@sha256:?*) ;;
+    */ | *//* | *[!A-Za-z0-9._:/@-]*) fail $WRONG_USAGE "--image $image is not a name with a tag or digest, such as registry/tgis:0.1.0." ;;
+    *@sha256:*[!0-9a-f]* | *@sha256:) fail $WRONG_USAGE "--image $image has a digest that is not hexadecimal." ;;
+    *@sha256:*) ;;
     *:latest) fail $WRONG_USAGE "--image $image changes: name a version, so that all pods run the same." ;;
     *) case ${image##*/} in
       ?*:?*) ;;
