@@ -37,7 +37,7 @@ def manifest(
         ),
     ] = "deployment",
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a file for each object instead of printing them.")
+        str | None, typer.Option(metavar="DIR", help="Write a file for each object instead of printing them.")
     ] = None,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the objects; without it, after the model.")
@@ -114,6 +114,8 @@ def manifest(
     for flag, choice, choices in (("--for", target, TARGETS), ("--autoscale", autoscale, AUTOSCALERS)):
         if choice is not None and choice not in choices:
             raise UsageError(explain_no_choice(flag, choice, choices))
+    if output == "":
+        raise UsageError("--output is empty (is a variable unset?): name a directory.")
     if target == "kustomize" and output is None:
         raise UsageError("--for kustomize writes a directory of files: name it with --output DIR.")
     if json_ and output is not None:
@@ -139,7 +141,7 @@ def manifest(
     )
     with interrupted_by_signals():
         made = make_manifest(wanted, flags, dict(os.environ), config_file, token)
-        files = write_manifest(made, output) if output else []
+        files = write_manifest(made, Path(output)) if output else []
     for warning in made.warnings:
         print_sentence(f"warning: {warning}", sys.stderr)
     if output is None:

@@ -72,6 +72,8 @@ def find_contradictions(wanted: Wanted) -> Iterator[str]:
             "--prometheus contains credentials, which a manifest must not show: name the URL without them, and add a "
             "TriggerAuthentication to the ScaledObject."
         )
+    elif wanted.prometheus is not None and not wanted.prometheus.startswith(("http://", "https://")):
+        yield f"--prometheus is {wanted.prometheus!r}, but must be a URL, such as {PROMETHEUS}."
     if wanted.autoscale == "keda" and wanted.namespace is None:
         yield (
             "--autoscale keda needs --namespace: KEDA asks Prometheus, which has the queues of pods with the same "

@@ -167,6 +167,11 @@ def find_warnings(
             f"KServe downloads the model itself and is not told of {ENDPOINT_VARIABLE}: set it where KServe's storage "
             "initializer is configured (a ClusterStorageContainer)."
         )
+    if placement.source.kind == "image" and placement.model:
+        yield (
+            f"The image must have the model at {placement.model}: build it with `make build BUILD_ARGS='--model DIR'`, "
+            "and name it with --image."
+        )
     if not placement.model and report.source.model_dir != DEMO_MODEL_DIR:
         yield (
             f"The rehearsal downloads nothing: it takes the demo model's tokenizer and length, not those of "

@@ -16,6 +16,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"autoscale": "hpa", "replicas": 4, "max_replicas": 2}, r"--replicas 4 up to --max-replicas 2"),
     ({"max_replicas": 2}, r"--max-replicas 2 needs --autoscale"),
     ({"prometheus": "http://p:9090", "autoscale": "hpa"}, r"--prometheus http://p:9090 .* --autoscale keda"),
+    ({"prometheus": "p:9090", "autoscale": "keda"}, r"--prometheus is 'p:9090', but must be a URL"),
     ({"prometheus": "http://me:word@p:9090", "autoscale": "hpa"}, r"^--prometheus contains credentials"),
     ({"autoscale": "keda"}, r"--autoscale keda needs --namespace"),
     ({"name": "My_Model"}, r"--name is 'My_Model', but must be at most 47 lower-case letters"),
@@ -96,6 +97,7 @@ def test_a_model_that_no_engine_serves_is_refused(tmp_path: Path) -> None:
         ((MODEL, "--for", "kustomise"), 2, r"--for is 'kustomise', .* deployment, kserve, kustomize\. Did you mean"),
         ((MODEL, "--autoscale", "vpa"), 2, r"--autoscale is 'vpa', but must be one of hpa, keda\."),
         ((MODEL, "--json", "--output", "out"), 2, "--json .* --output out"),
+        ((MODEL, "--output", ""), 2, "--output is empty"),
         ((MODEL, "--replicas", "0"), 2, "--replicas must be"),
     ],
 )
