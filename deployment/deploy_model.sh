@@ -112,9 +112,14 @@ check_tools() {
 
 choose_context() {
   if ! chosen=$(kubectl ${context:+--context "$context"} config view --minify -o 'jsonpath={.current-context} {..namespace}' 2>/dev/null); then
+    contexts=$(kubectl config get-contexts -o name 2>&1 | tr '\n' ' ' | sed 's/ $//')
+    case $contexts in
+      '') fail $NO_CLUSTER "kubectl knows no cluster: set KUBECONFIG, or write ~/.kube/config." ;;
+      error:*) fail $NO_CLUSTER "kubectl cannot read its configuration: $contexts" ;;
+    esac
     [ -n "$context" ] ||
-      fail $NO_CLUSTER "kubectl has no current context: name one with --context, or choose one with \`kubectl config use-context\`."
-    fail $NO_CLUSTER "kubectl has no context $context; it has: $(kubectl config get-contexts -o name | tr '\n' ' ')"
+      fail $NO_CLUSTER "kubectl has no current context: name one with --context, or choose one with \`kubectl config use-context\`. It has: $contexts."
+    fail $NO_CLUSTER "kubectl has no context $context; it has: $contexts."
   fi
   context=${chosen% *} default=${chosen##* }
   namespace=${namespace:-${default:-default}}

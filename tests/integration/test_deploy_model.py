@@ -318,11 +318,25 @@ def test_a_kubectl_that_cannot_render_the_manifests_is_too_old(version: str, sit
     assert "This kubectl is too old: kubectl 1.27 or newer, with kustomize 5, is needed." in err
 
 
-def test_a_missing_context_is_named(site: Site):
+@pytest.mark.parametrize(
+    ("kubeconfig", "sentence"),
+    [
+        (None, "kubectl knows no cluster: set KUBECONFIG, or write ~/.kube/config."),
+        ("a: [", "kubectl cannot read its configuration: error: error loading config file"),
+        (
+            '{"apiVersion": "v1", "kind": "Config", "contexts": [{"name": "prod", "context": {}}]}',
+            "kubectl has no current context: name one with --context, or choose one with `kubectl config use-context`. "
+            "It has: prod.",
+        ),
+    ],
+)
+def test_what_kubectl_lacks_is_named(kubeconfig: str | None, sentence: str, site: Site):
+    if kubeconfig is not None:
+        (site.folder / "kubeconfig").write_text(kubeconfig)
+
     code, _, err = site.deploy("demo")
 
-    assert code == NO_CLUSTER
-    assert "kubectl has no current context: name one with --context" in err
+    assert (code, sentence in err) == (NO_CLUSTER, True), err
 
 
 def test_a_cluster_that_does_not_answer_is_named(site: Site):
