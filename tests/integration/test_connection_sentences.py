@@ -89,23 +89,24 @@ def ask(options: dict[str, Any], make: Callable[[Server], Connection]) -> tuple[
 @contextlib.contextmanager
 def answering(answer: bytes | None) -> Iterator[str]:
     """The address of a process that answers any connection with these bytes; ``None``: it only accepts."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        kept: list[socket.socket] = []
+    with contextlib.ExitStack() as kept, socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    connection = listener.accept()[0]
-                    kept.append(connection)
+                    connection = kept.enter_context(listener.accept()[0])
                     if answer is not None:
-                        connection.sendall(answer)
-                        connection.shutdown(socket.SHUT_WR)  # closing with unread input could lose the answer
+                        with contextlib.suppress(OSError):  # who leaves early does not keep the next from an answer
+                            connection.sendall(answer)
+                            connection.shutdown(socket.SHUT_WR)  # closing with unread input could lose the answer
 
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-    for connection in kept:
-        connection.close()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 # -- nobody there
