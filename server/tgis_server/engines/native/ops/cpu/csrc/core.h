@@ -1,0 +1,169 @@
+// What all operations share, whatever the instruction set: element types, operations, and the table of kernels.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace tgis {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+enum class Dtype : int32_t { float32 = 0, bfloat16 = 1 };
+
+// Columns of a packed weight that are computed together. Rows in buffers are padded to a multiple of as many elements,
+// so a kernel may write whole vectors past the end of a row's last element.
+constexpr int64_t kColumns = 32;
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Rows of a step, for one kind of attention. All arrays have one element per row.
+struct Rows {
+  int64_t num_rows;
+  const int64_t* starts;      // position of the first token
+  const int64_t* num_tokens;
+  const int64_t* num_keys;    // keys of the whole row, those of its own tokens included
+  const int64_t* slots;       // the row's line in `tables`
+  const int64_t* tables;      // blocks of each slot, in the order of its tokens
+  int64_t table_stride;       // elements between the lines of `tables`
+};
+
+// A buffer: one row for each token. `stride` is in bytes.
+struct Buffer {
+  char* data;
+  int64_t stride;
+  template <class T> T* row(int64_t i) const { return reinterpret_cast<T*>(data + i * stride); }
+};
+
+struct Step {
+  int64_t num_tokens;
+  int32_t num_threads;
+  const Buffer* buffers;  // by index; an operation holds the indices of its own
+  const Rows* rows;       // by index: self-attention, cross-attention, ...
+};
+
+// One operation of a program. For each step, `begin` is called once, then `run` for each item, by any thread, in any
+// order. An operation sees the results of all earlier ones.
+class Op {
+ public:
+  virtual ~Op() = default;
+  virtual int64_t begin(const Step& step) = 0;  // returns the number of items
+  virtual void run(const Step& step, int64_t item, int thread) = 0;
+};
+
+using OpPtr = std::unique_ptr<Op>;
+
+struct LinearArgs {
+  Dtype dtype;          // of the packed weight
+  int32_t input, output;  // buffers: inputs as the kernels want them, float32
+  int64_t num_inputs, num_outputs;
+  const void* weight;   // from `pack`
+  const float* bias;    // padded to a multiple of kColumns; may be null
+};
+
+enum class NormKind : int32_t { none = 0, rms = 1, layer = 2 };
+
+struct NormArgs {
+  Dtype dtype;
+  NormKind kind;
+  int32_t residual;      // float32; the norm's input, or what is added to
+  int32_t addend;        // float32; -1: nothing is added to `residual`
+  int32_t output;        // input of a linear layer
+  int32_t is_addend_input;  // whether `addend` has the type of a linear layer's input
+  int64_t width;
+  const float* weight;   // may be null
+  const float* bias;     // may be null
+  float eps, scale;      // `scale` multiplies the addend
+};
+
+enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3 };
+
+struct ActivationArgs {
+  Dtype dtype;
+  Activation kind;
+  int32_t is_gated;
+  int32_t input, output;  // float32, input of a linear layer
+  int64_t width;          // of the output
+};
+
+struct EmbedArgs {
+  Dtype dtype;           // of the table
+  int32_t ids, output;   // int64, float32
+  int64_t width, first_id, num_rows;  // rows of the table, the first for `first_id`
+  const void* table;
+  float scale;
+  int32_t adds;          // 1: added to `output` instead of replacing it
+};
+
+// output = scale * first + second, elementwise; `second` may be -1. Converts to the type of a linear layer's input if
+// `to_input`. Inputs are float32.
+struct AddArgs {
+  Dtype dtype;
+  int32_t first, second, output, to_input;
+  int64_t width;
+};
+
+// Keys and values of one layer are blocks of `block_size` tokens. Each KV head of a block has its keys, then its values,
+// both in panels as `tile.h` multiplies them; see attention.h.
+struct CacheShape {
+  Dtype dtype;
+  int64_t block_size, num_kv_heads, head_dim;
+};
+
+struct WriteArgs {
+  CacheShape cache;
+  int32_t rows;            // index of the step's rows
+  int32_t tokens;          // float32: for each token query heads (if any), keys, values; changed in place
+  int64_t num_heads;       // query heads before the keys
+  int32_t positions;       // int64: the line of `rotation` for each token; -1: nothing is rotated
+  int64_t rotary_dim;
+  const void* rotation;    // (lines, 2, rotary_dim) of the cache's dtype: the factors of a head and of its swapped halves
+  NormKind norm;           // of each query and key head, before the rotation
+  const float* norm_weight;  // (query and key heads, head_dim); may be null
+  const float* norm_bias;    // likewise
+  float norm_eps;
+  void* layer;             // the layer's blocks
+};
+
+struct AttendArgs {
+  CacheShape cache;
+  int32_t rows;
+  int32_t queries;         // float32: for each token query heads, and possibly more
+  int32_t output;          // input of a linear layer: (num_heads, head_dim)
+  int64_t num_heads;
+  const void* layer;
+  float scale, soft_cap;   // no cap: 0
+  int32_t is_causal;
+  int64_t window;          // 0: none
+  const float* alibi_slopes;  // (num_heads,); may be null
+  const float* distance_bias;  // (num_heads, 2 * max_distance + 1): for distances from -max_distance on; may be null
+  int64_t max_distance;
+  const float* sinks;      // (num_heads,); may be null
+};
+
+// The implementation for one instruction set.
+struct Kernels {
+  const char* name;
+  int32_t input_bytes[2];  // size of an element of a linear layer's input, by Dtype
+  int64_t (*packed_bytes)(Dtype, int64_t num_inputs, int64_t num_outputs);
+  // Packs columns [first, last) of blocks of kColumns outputs. `weight`: (outputs, inputs), rows `stride` elements apart.
+  void (*pack)(Dtype, const void* weight, int64_t stride, int64_t num_inputs, int64_t num_outputs, int64_t first,
+               int64_t last, void* packed);
+  OpPtr (*linear)(const LinearArgs&);
+  OpPtr (*norm)(const NormArgs&);
+  OpPtr (*activation)(const ActivationArgs&);
+  OpPtr (*embed)(const EmbedArgs&);
+  OpPtr (*add)(const AddArgs&);
+  int64_t (*block_bytes)(const CacheShape&);  // of one layer
+  OpPtr (*write)(const WriteArgs&);
+  OpPtr (*attend)(const AttendArgs&);
+  OpPtr (*merge)(const AttendArgs&);
+};
+
+// Called by each instruction set's file when the library is loaded.
+struct Registration {
+  explicit Registration(const Kernels&);
+};
+
+}  // namespace tgis

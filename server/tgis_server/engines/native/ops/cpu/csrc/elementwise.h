@@ -1,0 +1,98 @@
+// Activations, sums and embeddings.
+#pragma once
+#include "tile.h"
+
+namespace tgis::TGIS_ISA {
+
+// Tokens that one item of an elementwise operation computes.
+inline int64_t tokens_per_item(int64_t width) { return std::max<int64_t>(1, 4096 / width); }
+
+inline int64_t num_items(const Step& step, int64_t width) {
+  int64_t tokens = tokens_per_item(width);
+  return (step.num_tokens + tokens - 1) / tokens;
+}
+
+template <class F> inline void for_tokens(const Step& step, int64_t width, int64_t item, F&& f) {
+  int64_t tokens = tokens_per_item(width), end = std::min(step.num_tokens, (item + 1) * tokens);
+  for (int64_t t = item * tokens; t < end; ++t) f(t);
+}
+
+template <Activation kind> inline Vec activate(Vec x) {
+  if constexpr (kind == Activation::silu) return x / (set1(1.f) + exp(-x));
+  if constexpr (kind == Activation::relu) return max(x, zero());
+  if constexpr (kind == Activation::gelu) return x * fma(erf(x * set1(0.70710678f)), set1(0.5f), set1(0.5f));
+  if constexpr (kind == Activation::gelu_tanh) {
+    Vec inner = set1(0.79788456f) * fma(x * x * x, set1(0.044715f), x);
+    return x * fma(tanh(inner), set1(0.5f), set1(0.5f));
+  }
+}
+
+template <class E, Activation kind> class Activate : public Op {
+ public:
+  explicit Activate(const ActivationArgs& args) : a_(args) {}
+
+  int64_t begin(const Step& step) override { return num_items(step, a_.width); }
+
+  void run(const Step& step, int64_t item, int) override {
+    for_tokens(step, a_.width, item, [&](int64_t t) {
+      const float* x = step.buffers[a_.input].row<float>(t);
+      Input<E>* out = step.buffers[a_.output].row<Input<E>>(t);
+      for (int64_t i = 0; i < a_.width; i += kLanes) {
+        Vec v = activate<kind>(load(x + i));
+        store(out + i, a_.is_gated ? v * load(x + a_.width + i) : v);
+      }
+    });
+  }
+
+ private:
+  const ActivationArgs a_;
+};
+
+template <class E> class Add : public Op {
+ public:
+  explicit Add(const AddArgs& args) : a_(args) {}
+
+  int64_t begin(const Step& step) override { return num_items(step, a_.width); }
+
+  void run(const Step& step, int64_t item, int) override {
+    for_tokens(step, a_.width, item, [&](int64_t t) {
+      const float* x = step.buffers[a_.first].row<float>(t);
+      const float* y = a_.second < 0 ? nullptr : step.buffers[a_.second].row<float>(t);
+      const Buffer& out = step.buffers[a_.output];
+      for (int64_t i = 0; i < a_.width; i += kLanes) {
+        Vec v = y ? load(x + i) + load(y + i) : load(x + i);
+        if (a_.to_input) store(out.row<Input<E>>(t) + i, v);
+        else store(out.row<float>(t) + i, v);
+      }
+    });
+  }
+
+ private:
+  const AddArgs a_;
+};
+
+template <class E> class Embed : public Op {
+ public:
+  explicit Embed(const EmbedArgs& args) : a_(args) {}
+
+  int64_t begin(const Step& step) override { return num_items(step, a_.width); }
+
+  void run(const Step& step, int64_t item, int) override {
+    const int64_t* ids = reinterpret_cast<const int64_t*>(step.buffers[a_.ids].data);
+    for_tokens(step, a_.width, item, [&](int64_t t) {
+      int64_t line = ids[t] - a_.first_id;
+      bool is_outside = line < 0 || line >= a_.num_rows;
+      const E* x = static_cast<const E*>(a_.table) + line * a_.width;
+      float* out = step.buffers[a_.output].row<float>(t);
+      for (int64_t i = 0; i < a_.width; i += kLanes) {
+        Vec v = is_outside ? zero() : load_first(x + i, a_.width - i) * set1(a_.scale);
+        store(out + i, a_.adds ? load(out + i) + v : v);
+      }
+    });
+  }
+
+ private:
+  const EmbedArgs a_;
+};
+
+}  // namespace tgis::TGIS_ISA

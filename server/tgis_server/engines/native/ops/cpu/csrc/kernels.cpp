@@ -1,0 +1,61 @@
+// The kernels of one instruction set: compiled once for each, with its flags and its name as TGIS_ISA.
+#include <algorithm>
+
+#include "elementwise.h"
+#include "linear.h"
+#include "norm.h"
+
+#define TGIS_TEXT(x) #x
+#define TGIS_NAME(x) TGIS_TEXT(x)
+
+namespace tgis::TGIS_ISA {
+namespace {
+
+// Calls f with an element of the type that `dtype` names.
+template <class F> auto with_dtype(Dtype dtype, F&& f) {
+  return dtype == Dtype::bfloat16 ? f(bf16{}) : f(float{});
+}
+
+template <template <class> class Operation, class Args> OpPtr make(const Args& args, Dtype dtype) {
+  return with_dtype(dtype, [&](auto e) -> OpPtr { return std::make_unique<Operation<decltype(e)>>(args); });
+}
+
+template <class E> OpPtr make_activation(const ActivationArgs& args) {
+  switch (args.kind) {
+    case Activation::silu: return std::make_unique<Activate<E, Activation::silu>>(args);
+    case Activation::gelu: return std::make_unique<Activate<E, Activation::gelu>>(args);
+    case Activation::gelu_tanh: return std::make_unique<Activate<E, Activation::gelu_tanh>>(args);
+    case Activation::relu: return std::make_unique<Activate<E, Activation::relu>>(args);
+  }
+  return nullptr;
+}
+
+const Kernels kernels{
+    TGIS_NAME(TGIS_ISA),
+    {sizeof(Input<float>), sizeof(Input<bf16>)},
+    [](Dtype dtype, int64_t num_inputs, int64_t num_outputs) {
+      return with_dtype(dtype, [&](auto e) -> int64_t {
+        int64_t blocks = (num_outputs + kColumns - 1) / kColumns;
+        return blocks * block_elements<decltype(e)>(num_inputs) * sizeof(e);
+      });
+    },
+    [](Dtype dtype, const void* weight, int64_t stride, int64_t num_inputs, int64_t num_outputs, int64_t first,
+       int64_t last, void* packed) {
+      with_dtype(dtype, [&](auto e) {
+        using E = decltype(e);
+        pack(static_cast<const E*>(weight), stride, num_inputs, num_outputs, first, last, static_cast<E*>(packed));
+      });
+    },
+    [](const LinearArgs& args) { return make<Linear>(args, args.dtype); },
+    [](const NormArgs& args) { return make<Norm>(args, args.dtype); },
+    [](const ActivationArgs& args) {
+      return with_dtype(args.dtype, [&](auto e) { return make_activation<decltype(e)>(args); });
+    },
+    [](const EmbedArgs& args) { return make<Embed>(args, args.dtype); },
+    [](const AddArgs& args) { return make<Add>(args, args.dtype); },
+};
+
+const Registration registration(kernels);
+
+}  // namespace
+}  // namespace tgis::TGIS_ISA

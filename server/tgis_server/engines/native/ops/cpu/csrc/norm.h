@@ -1,0 +1,71 @@
+// Norms over a token's elements, after adding to the residual stream.
+#pragma once
+#include "tile.h"
+
+namespace tgis::TGIS_ISA {
+
+// How far a norm shifts and scales a line of n elements.
+struct Moments {
+  float shift, factor;
+};
+
+inline Moments moments(NormKind kind, const float* x, int64_t n, float eps) {
+  if (kind == NormKind::none) return {0.f, 1.f};
+  Vec total = zero();
+  if (kind == NormKind::layer)
+    for (int64_t i = 0; i < n; i += kLanes) total += load_first(x + i, n - i);
+  float mean = kind == NormKind::layer ? sum(total) / n : 0.f;
+  Vec squares = zero();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Vec d = keep(load_first(x + i, n - i) - set1(mean), 0, n - i, zero());
+    squares = fma(d, d, squares);
+  }
+  return {mean, 1.f / std::sqrt(sum(squares) / n + eps)};
+}
+
+// out may be x. Writes n elements, rounded up to whole vectors only if `pads`.
+template <class Out>
+inline void normalize(Moments m, const float* x, const float* weight, const float* bias, int64_t n, Out* out) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Vec v = (load_first(x + i, n - i) - set1(m.shift)) * set1(m.factor);
+    if (weight) v = v * load_first(weight + i, n - i);
+    if (bias) v = v + load_first(bias + i, n - i);
+    store_first(out + i, v, n - i);
+  }
+}
+
+template <class E> class Norm : public Op {
+ public:
+  explicit Norm(const NormArgs& args) : a_(args) {}
+
+  int64_t begin(const Step& step) override {
+    tokens_per_item_ = std::max<int64_t>(1, 2048 / a_.width);
+    return (step.num_tokens + tokens_per_item_ - 1) / tokens_per_item_;
+  }
+
+  void run(const Step& step, int64_t item, int) override {
+    int64_t end = std::min(step.num_tokens, (item + 1) * tokens_per_item_);
+    for (int64_t t = item * tokens_per_item_; t < end; ++t) {
+      float* residual = step.buffers[a_.residual].row<float>(t);
+      if (a_.addend >= 0) {
+        const Buffer& addend = step.buffers[a_.addend];
+        if (a_.is_addend_input) add(residual, addend.row<Input<E>>(t));
+        else add(residual, addend.row<float>(t));
+      }
+      if (a_.output < 0) continue;
+      Moments m = moments(a_.kind, residual, a_.width, a_.eps);
+      normalize(m, residual, a_.weight, a_.bias, a_.width, step.buffers[a_.output].row<Input<E>>(t));
+    }
+  }
+
+ private:
+  template <class T> void add(float* residual, const T* addend) const {
+    for (int64_t i = 0; i < a_.width; i += kLanes)
+      store(residual + i, fma(load(addend + i), set1(a_.scale), load(residual + i)));
+  }
+
+  const NormArgs a_;
+  int64_t tokens_per_item_ = 1;
+};
+
+}  // namespace tgis::TGIS_ISA

@@ -1,0 +1,90 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace tgis {
+namespace {
+
+struct alignas(64) Counter {
+  std::atomic<int64_t> next{0};
+};
+
+std::vector<const Kernels*>& registered() {
+  static std::vector<const Kernels*> all;
+  return all;
+}
+
+std::mutex team_mutex;  // one program at a time
+std::unique_ptr<Team> team;
+
+Team& team_of(int size) {
+  if (!team || team->size() != size) team = std::make_unique<Team>(size);
+  return *team;
+}
+
+}  // namespace
+
+Registration::Registration(const Kernels& kernels) { registered().push_back(&kernels); }
+
+void run(Program& program, int64_t first, int64_t last, const Step& step, Team& team) {
+  static std::vector<Counter> counters;  // used by one program at a time
+  static std::vector<int64_t> num_items;
+  if (counters.size() < program.ops.size()) counters = std::vector<Counter>(program.ops.size());
+  num_items.resize(program.ops.size());
+  for (int64_t i = first; i < last; ++i) {
+    counters[i].next.store(0, std::memory_order_relaxed);
+    num_items[i] = program.ops[i]->begin(step);
+  }
+  team.run([&](int thread) {
+    for (int64_t i = first; i < last; ++i) {
+      if (num_items[i] == 0) continue;
+      Op& op = *program.ops[i];
+      for (int64_t item; (item = counters[i].next.fetch_add(1, std::memory_order_relaxed)) < num_items[i];)
+        op.run(step, item, thread);
+      if (i + 1 < last) team.barrier();
+    }
+  });
+}
+
+}  // namespace tgis
+
+// -- What Python calls, with the structures of core.h as they are laid out in C
+
+using namespace tgis;
+
+extern "C" {
+
+int32_t tgis_num_kernels() { return int32_t(registered().size()); }
+const char* tgis_kernels_name(int32_t i) { return registered()[i]->name; }
+const Kernels* tgis_kernels(const char* name) {
+  for (const Kernels* kernels : registered())
+    if (!std::strcmp(kernels->name, name)) return kernels;
+  return nullptr;
+}
+int32_t tgis_input_bytes(const Kernels* kernels, int32_t dtype) { return kernels->input_bytes[dtype]; }
+int64_t tgis_packed_bytes(const Kernels* kernels, int32_t dtype, int64_t num_inputs, int64_t num_outputs) {
+  return kernels->packed_bytes(Dtype(dtype), num_inputs, num_outputs);
+}
+void tgis_pack(const Kernels* kernels, int32_t dtype, const void* weight, int64_t stride, int64_t num_inputs,
+               int64_t num_outputs, void* packed, int32_t num_threads) {
+  int64_t blocks = (num_outputs + kColumns - 1) / kColumns;
+  std::atomic<int64_t> next{0};
+  std::lock_guard lock(team_mutex);
+  team_of(num_threads).run([&](int) {
+    for (int64_t block; (block = next.fetch_add(1)) < blocks;)
+      kernels->pack(Dtype(dtype), weight, stride, num_inputs, num_outputs, block, block + 1, packed);
+  });
+}
+Program* tgis_new_program(const Kernels* kernels) { return new Program(*kernels); }
+void tgis_delete_program(Program* program) { delete program; }
+void tgis_linear(Program* p, const LinearArgs* args) { p->ops.push_back(p->kernels.linear(*args)); }
+void tgis_norm(Program* p, const NormArgs* args) { p->ops.push_back(p->kernels.norm(*args)); }
+void tgis_activation(Program* p, const ActivationArgs* args) { p->ops.push_back(p->kernels.activation(*args)); }
+void tgis_embed(Program* p, const EmbedArgs* args) { p->ops.push_back(p->kernels.embed(*args)); }
+void tgis_add(Program* p, const AddArgs* args) { p->ops.push_back(p->kernels.add(*args)); }
+void tgis_run(Program* program, int64_t first, int64_t last, const Step* step) {
+  std::lock_guard lock(team_mutex);
+  run(*program, first, last, *step, team_of(step->num_threads));
+}
+}
