@@ -69,8 +69,8 @@ struct NormArgs {
   NormKind kind;
   int32_t residual;      // float32; the norm's input, or what is added to
   int32_t addend;        // float32; -1: nothing is added to `residual`
-  int32_t output;        // input of a linear layer
-  int32_t is_addend_input;  // whether `addend` has the type of a linear layer's input
+  int32_t output;        // -1: only the sum is wanted
+  int32_t to_input;      // whether `output` has the type of a linear layer's input, or float32
   int64_t width;
   const float* weight;   // may be null
   const float* bias;     // may be null
