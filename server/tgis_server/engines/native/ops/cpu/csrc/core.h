@@ -105,7 +105,7 @@ struct AddArgs {
 };
 
 // Keys and values of one layer are blocks of `block_size` tokens. Each KV head of a block has its keys, then its values,
-// both in panels as `tile.h` multiplies them; see attention.h.
+// both in panels as `tile.h` multiplies them; see cache.h.
 struct CacheShape {
   Dtype dtype;
   int64_t block_size, num_kv_heads, head_dim;
@@ -155,10 +155,9 @@ struct Kernels {
   OpPtr (*activation)(const ActivationArgs&);
   OpPtr (*embed)(const EmbedArgs&);
   OpPtr (*add)(const AddArgs&);
-  int64_t (*block_bytes)(const CacheShape&);  // of one layer
+  int64_t (*block_bytes)(const CacheShape&);  // of one block of one layer
   OpPtr (*write)(const WriteArgs&);
   OpPtr (*attend)(const AttendArgs&);
-  OpPtr (*merge)(const AttendArgs&);
 };
 
 // Called by each instruction set's file when the library is loaded.
