@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tgis_server.engines.native import spec
 
-I = TypeVar("I")  # inputs of a captured function
+Inputs = TypeVar("Inputs")  # inputs of a captured function
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Norm(Protocol):
 class Ops(Protocol):
     """One implementation for one device and dtype."""
 
-    def capture(self, function: Callable[[I, Cache], Tensor | None]) -> Callable[[I, Cache], Tensor | None]:
+    def capture(self, function: Callable[[Inputs, Cache], Tensor | None]) -> Callable[[Inputs, Cache], Tensor | None]:
         """A function that does the same and may be faster, such as one that replays what ``function`` did before.
 
         Args:

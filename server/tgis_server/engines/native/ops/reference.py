@@ -15,7 +15,7 @@ from tgis_server.engines.native.ops.api import (
     AttentionModifiers,
     CacheShape,
     Heads,
-    I,
+    Inputs,
     LoraView,
     Norm,
     StepRows,
@@ -52,7 +52,9 @@ class TorchOps:
         self._device = device
         self._staging = Staging(device)
 
-    def capture(self, function: Callable[[I, PagedCache], Tensor | None]) -> Callable[[I, PagedCache], Tensor | None]:
+    def capture(
+        self, function: Callable[[Inputs, PagedCache], Tensor | None]
+    ) -> Callable[[Inputs, PagedCache], Tensor | None]:
         return function
 
     def pack(self, weight: WeightPart) -> LinearWeight:

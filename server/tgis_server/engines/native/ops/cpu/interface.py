@@ -125,6 +125,7 @@ SIGNATURES = {
     "tgis_add": (None, c_void_p, POINTER(AddArgs)),
     "tgis_write": (None, c_void_p, POINTER(WriteArgs)),
     "tgis_attend": (None, c_void_p, POINTER(AttendArgs)),
+    "tgis_num_ops": (c_int64, c_void_p),
     "tgis_run": (None, c_void_p, c_int64, c_int64, POINTER(Step)),
 }
 

@@ -252,7 +252,7 @@ template <class E> class Attend<E>::Work {
   Panels find(int64_t first, int64_t last) const {
     Panels found;
     for (last = std::min(last, (first / kTilePanels + 1) * kTilePanels); first < last; ++first, ++found.num) {
-      found.keys[found.num] = static_cast<const E*>(a_.layer) + layout_.offset(table_, first, kv_head_);
+      found.keys[found.num] = layer_of<const E>(a_, step_) + layout_.offset(table_, first, kv_head_);
       found.first[found.num] = layout_.first_position(first);
       found.count[found.num] = layout_.num_positions(first);
     }

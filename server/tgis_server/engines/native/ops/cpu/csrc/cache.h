@@ -61,7 +61,7 @@ template <class E> class Write : public Op {
       while (t >= first_tokens_[row + 1]) ++row;
       float* x = step.buffers[a_.tokens].row<float>(t);
       prepare(step, t, x);
-      write(x, table_of(rows, row), rows.starts[row] + t - first_tokens_[row]);
+      write(layer_of<E>(a_, step), x, table_of(rows, row), rows.starts[row] + t - first_tokens_[row]);
     }
   }
 
@@ -106,11 +106,11 @@ template <class E> class Write : public Op {
     }
   }
 
-  void write(const float* x, const int64_t* table, int64_t position) const {
+  void write(E* layer, const float* x, const int64_t* table, int64_t position) const {
     int64_t dim = a_.cache.head_dim, panel = layout_.panel_of(position);
     int64_t lane = position - layout_.first_position(panel);
     for (int64_t head = 0; head < a_.cache.num_kv_heads; ++head) {
-      E* keys = static_cast<E*>(a_.layer) + layout_.offset(table, panel, head);
+      E* keys = layer + layout_.offset(table, panel, head);
       E* values = keys + layout_.to_values();
       write_keys(x + (a_.num_heads + head) * dim, keys + lane * kStep);
       write_values(x + (a_.num_heads + a_.cache.num_kv_heads + head) * dim, values, lane);

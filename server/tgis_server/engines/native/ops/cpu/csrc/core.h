@@ -123,7 +123,8 @@ struct WriteArgs {
   const float* norm_weight;  // (query and key heads, head_dim); may be null
   const float* norm_bias;    // likewise
   float norm_eps;
-  void* layer;             // the layer's blocks
+  void* layer;             // the layer's blocks, unless they are in a buffer:
+  int32_t scratch;         // -1: they are not
 };
 
 struct AttendArgs {
@@ -140,7 +141,14 @@ struct AttendArgs {
   const float* distance_bias;  // (num_heads, 2 * max_distance + 1): for distances from -max_distance on; may be null
   int64_t max_distance;
   const float* sinks;      // (num_heads,); may be null
+  int32_t scratch;         // as in WriteArgs
 };
+
+// The blocks that an operation reads or writes.
+template <class E, class Args> E* layer_of(const Args& args, const Step& step) {
+  return static_cast<E*>(args.scratch < 0 ? const_cast<void*>(static_cast<const void*>(args.layer))
+                                          : step.buffers[args.scratch].data);
+}
 
 // The implementation for one instruction set.
 struct Kernels {

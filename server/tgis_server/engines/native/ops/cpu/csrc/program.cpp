@@ -78,6 +78,7 @@ void tgis_pack(const Kernels* kernels, int32_t dtype, const void* weight, int64_
 }
 Program* tgis_new_program(const Kernels* kernels) { return new Program(*kernels); }
 void tgis_delete_program(Program* program) { delete program; }
+int64_t tgis_num_ops(const Program* program) { return int64_t(program->ops.size()); }
 void tgis_linear(Program* p, const LinearArgs* args) { p->ops.push_back(p->kernels.linear(*args)); }
 void tgis_norm(Program* p, const NormArgs* args) { p->ops.push_back(p->kernels.norm(*args)); }
 void tgis_activation(Program* p, const ActivationArgs* args) { p->ops.push_back(p->kernels.activation(*args)); }
