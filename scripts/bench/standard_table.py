@@ -129,7 +129,7 @@ def step(model: Path, row: str, rounds: int) -> float:
 
 
 def read_engine(row: str, figures: dict[tuple[str, str], float]) -> float:
-    """For several streams: all prompts computed one after the other, then decode steps of all rows."""
+    """For several streams: all prompts computed one after another, then decode steps of all rows."""
     if row == FIRST:
         return figures[f"prefill, {LONG_PROMPT} tokens", "time"]
     if row == DECODE:

@@ -98,7 +98,7 @@ def find_base_python() -> Path:
 def find_wheel(version: str) -> Path:
     wheels = sorted((CONTEXT / "dist").glob(f"tgis-{version or '*'}-*.whl"))
     if len(wheels) != 1:
-        sys.exit(f"dist/ of the build context must hold one wheel of TGIS {version}, but holds {len(wheels)}.")
+        sys.exit(f"dist/ of the build context must hold one wheel of TGIS {version}, and holds {len(wheels)}.")
     return wheels[0]
 
 
