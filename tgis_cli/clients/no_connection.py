@@ -137,8 +137,8 @@ def explain_stranger(address: Address, answer: bytes, *, is_closed: bool) -> str
 def explain_wanted_tls(address: Address) -> str:
     scheme = "grpcs" if address.protocol == GRPC else "https"
     return (
-        f"The server at {address.target} requires TLS: give its CA with --ca FILE, or write {scheme}://{address.target} "
-        "if this system trusts its CA."
+        f"The server at {address.target} requires TLS: give its CA with --ca FILE, or write "
+        f"{scheme}://{address.target} if this system trusts its CA."
     )
 
 
