@@ -72,7 +72,7 @@ class Ready:
 
     @property
     def tls(self) -> dict[str, Any] | None:
-        """What a client must know of TLS on the gRPC port."""
+        """What a client must know about TLS on the gRPC port."""
         config = self.run.config
         if config.tls_cert_path is None:
             return None
