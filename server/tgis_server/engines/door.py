@@ -125,7 +125,13 @@ class CpuOps:
 
     state: Literal["packaged", "cached", "compiles", "reference"]  # compiles: at the next start, once
     kernels: str  # the instruction set of compiled operations; empty: torch's serve
-    sentence: str  # what serves, and why
+    reason: str  # why these
+
+    @property
+    def sentence(self) -> str:
+        if self.kernels:
+            return f"Operations for {self.kernels} serve ({self.reason})."
+        return f"The slower torch operations serve: {self.reason}."
 
 
 class Door(Protocol):
@@ -154,7 +160,7 @@ class Door(Protocol):
         """Predict which operations will serve a model in ``dtype`` on this CPU; takes a few milliseconds.
 
         Args:
-            choice: the value of --cpu-ops.
+            choice: of ``--cpu-ops``.
 
         Raises:
             UsageError: this CPU does not run what ``choice`` names.

@@ -39,7 +39,7 @@ class FakeDoor:
 
     def describe_cpu_ops(self, choice: str, dtype: str, environ: Mapping[str, str]) -> CpuOps:
         """Nothing is computed."""
-        return CpuOps("reference", "", "A rehearsal computes nothing.")
+        return CpuOps("reference", "", "a rehearsal computes nothing")
 
 
 def summarize_unknown(model_dir: Path) -> ModelSummary:

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fake_compiler import list_names, note, read_calls, write_compiler
@@ -70,7 +71,7 @@ def test_without_a_compiler_the_reason_says_how_to_get_one(tmp_path: Path):
 def test_a_failing_compiler_is_quoted_and_leaves_nothing(tmp_path: Path):
     environ = write_compiler(tmp_path, 'echo "some.h:1: first" >&2; echo "error: no such flag" >&2; exit 3')
 
-    with pytest.raises(CannotBuild, match=r"fake-c\+\+ exits with 3: error: no such flag$"):
+    with pytest.raises(CannotBuild, match=r"fake-c\+\+ failed \(error: no such flag\)$"):
         build_with(environ, tmp_path / "ops")
 
     assert list_names(tmp_path / "ops") == ["lock"]
@@ -81,11 +82,11 @@ def test_a_compiler_that_takes_too_long_is_killed_with_what_it_started(tmp_path:
     compiler = find_compiler(environ)
     monkeypatch.setattr(build, "COMPILE_S", 0.5)
 
-    with pytest.raises(CannotBuild, match=r"fake-c\+\+ takes longer than 0 s$"):
+    with pytest.raises(CannotBuild, match=r"fake-c\+\+ took longer than 0 s$"):
         build_in(tmp_path / "ops", compiler, (AVX2,), note([]), environ)
 
-    state = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    process = psutil.Process(int((tmp_path / "pid").read_text()))
+    assert process.wait(timeout=10) is None
 
 
 def test_a_full_disk_is_an_error_of_the_place_and_not_of_the_compiler(tmp_path: Path):

@@ -56,7 +56,7 @@ def test_the_first_start_compiles_and_tests_and_the_next_does_neither(tmp_path: 
     assert (first.kernels, first.why) == (second.kernels, second.why) == ("avx512", "")
     assert len(read_calls(tmp_path)) == num_calls
     assert (tmp_path / "tested").read_text() == "avx512 "
-    assert describe(tmp_path, environ) == CpuOps("cached", "avx512", "Compiled operations for avx512 serve.")
+    assert describe(tmp_path, environ) == CpuOps("cached", "avx512", "compiled earlier")
 
 
 def test_a_packaged_library_of_these_sources_serves_without_a_compiler(tmp_path: Path):
@@ -128,18 +128,18 @@ def test_full_disks_everywhere_leave_the_torch_operations_and_a_sentence(tmp_pat
 
     assert opened.cdll is None
     assert opened.why == (
-        "The slower torch operations serve, as the compiled ones cannot be built: "
+        "The slower torch operations serve: others could not be compiled ("
         f"{tmp_path}/cache/tgis/cpu_ops: error: x.s: No space left on device; "
-        f"{tmp_path}/run/cpu_ops: error: x.s: No space left on device."
+        f"{tmp_path}/run/cpu_ops: error: x.s: No space left on device)."
     )
 
 
 @pytest.mark.parametrize(
     ("compiler", "flags", "asked", "why"),
     [
-        ("missing", "", {}, ", as the compiled ones cannot be built: CXX names missing, which is not installed."),
-        ("", "sse", {}, ": this CPU has neither AVX2 nor AVX-512."),
-        ("", "", {"dtype": "float16"}, ": the compiled ones compute in float32 or bfloat16, not in float16."),
+        ("missing", "", {}, "CXX names missing, which is not installed"),
+        ("", "sse", {}, "this CPU has neither AVX2 nor AVX-512"),
+        ("", "", {"dtype": "float16"}, "the compiled ones compute in float32 or bfloat16, not in float16"),
     ],
 )
 def test_what_keeps_the_compiled_operations_from_serving_is_foreseen(
@@ -151,16 +151,17 @@ def test_what_keeps_the_compiled_operations_from_serving_is_foreseen(
     opened = library.open_library(note([]), environ=environ, cpuinfo=cpuinfo, **asked)
     foreseen = library.describe_cpu_ops("auto", asked.get("dtype", "float32"), environ, cpuinfo)
 
-    assert opened == library.Opened(why=f"The slower torch operations serve{why}")
-    assert foreseen == CpuOps("reference", "", opened.why)
+    assert opened == library.Opened(why=f"The slower torch operations serve: {why}.")
+    assert foreseen == CpuOps("reference", "", why)
 
 
-def test_the_variable_may_ask_for_the_torch_operations(tmp_path: Path):
+def test_the_option_may_ask_for_the_torch_operations(tmp_path: Path):
     environ = prepare(tmp_path)
-    sentence = "The torch operations serve, because TGIS_CPU_OPS is reference."
 
-    assert open_with(tmp_path, environ, {"choice": "reference"}) == library.Opened(why=sentence)
-    assert describe(tmp_path, environ, "reference") == CpuOps("reference", "", sentence)
+    assert open_with(tmp_path, environ, {"choice": "reference"}) == library.Opened(
+        why="The slower torch operations serve: --cpu-ops is reference."
+    )
+    assert describe(tmp_path, environ, "reference") == CpuOps("reference", "", "--cpu-ops is reference")
     assert not (tmp_path / "log").exists()
 
 
@@ -178,10 +179,10 @@ def test_kernels_that_fail_their_self_test_are_replaced_by_the_next_and_not_test
 
     opened = open_with(tmp_path, environ)
 
-    sentence = "The operations for avx2 serve: on this machine the compiled ones fail their self-test"
-    assert (opened.kernels, opened.why) == ("avx2", f"{sentence} (avx512: {found}).")
+    reason = f"self-tests fail on this machine, of avx512: {found}"
+    assert (opened.kernels, opened.why) == ("avx2", f"Operations for avx2 serve ({reason}).")
     assert open_with(tmp_path, environ) == opened
-    assert describe(tmp_path, environ) == CpuOps("cached", "avx2", opened.why)
+    assert describe(tmp_path, environ) == CpuOps("cached", "avx2", reason)
     assert (tmp_path / "tested").read_text() == "avx512 avx2 "
 
 
@@ -190,9 +191,9 @@ def test_the_torch_operations_serve_if_all_kernels_fail(tmp_path: Path):
 
     opened = open_with(tmp_path, environ)
 
-    sentence = "The slower torch operations serve: on this machine the compiled ones fail their self-test"
-    assert opened == library.Opened(why=f"{sentence} (avx512: linear; avx2: linear).")
-    assert describe(tmp_path, environ) == CpuOps("reference", "", opened.why)
+    reason = "self-tests fail on this machine, of avx512: linear; of avx2: linear"
+    assert opened == library.Opened(why=f"The slower torch operations serve: {reason}.")
+    assert describe(tmp_path, environ) == CpuOps("reference", "", reason)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_the_torch_operations_serve_if_all_kernels_fail(tmp_path: Path):
 )
 def test_a_self_test_that_the_machine_disturbed_is_repeated_at_the_next_start(tmp_path: Path, verdict: str, found: str):
     environ = prepare(tmp_path, verdict=verdict)
-    assert f"(avx512: {found}; avx2: {found})" in open_with(tmp_path, environ).why
+    assert f"of avx512: {found}; of avx2: {found}." in open_with(tmp_path, environ).why
 
     (tmp_path / f"{TEST}.py").write_text("print('[]')")
 

@@ -286,12 +286,12 @@ def run(command: Sequence[str], directory: Path, environ: Mapping[str, str]) -> 
         except BaseException as error:
             os.killpg(child.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise CannotBuild(f"{command[0]} takes longer than {COMPILE_S:.0f} s") from None
+                raise CannotBuild(f"{command[0]} took longer than {COMPILE_S:.0f} s") from None
             raise
     if child.returncode == 0:
         return output
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if any(text in output for text in CANNOT_WRITE):
         raise OSError(errno.ENOSPC, lines[-1])
-    ended = f"exits with {child.returncode}" if child.returncode > 0 else f"is killed by signal {-child.returncode}"
-    raise CannotBuild(f"{command[0]} {ended}" + (f": {lines[-1]}" if lines else ""))
+    why = lines[-1] if lines else f"exit code {child.returncode}"
+    raise CannotBuild(f"{command[0]} failed ({why})")

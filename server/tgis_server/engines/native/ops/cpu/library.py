@@ -73,39 +73,35 @@ def open_library(
     Args:
         progress: called with what takes time.
         dtype: that of the model.
-        choice: the value of TGIS_CPU_OPS.
+        choice: of ``--cpu-ops``.
         run_dir: where a library is compiled if the user has no cache that can be written; ``None``: a directory that
             is removed at once.
 
     Raises:
-        UsageError: the choice is unknown, or this CPU does not run it.
+        UsageError: this CPU does not run what ``choice`` names.
     """
     sets = choose_sets(choice, cpuinfo)
     if reason := explain_reference(sets, choice, dtype):
-        return Opened(why=reason)
+        return Opened(why=reference(reason).sentence)
     try:
         with contextlib.ExitStack() as stack:
             path, cdll = find_library(progress, run_dir, environ, cpuinfo, stack)
             return choose_kernels(path, cdll, sets, progress, environ, cpuinfo)
     except CannotBuild as error:
-        return Opened(why=cannot_build(error))
+        return Opened(why=reference(str(error)).sentence)
 
 
 def explain_reference(sets: Sequence[InstructionSet], choice: str, dtype: str) -> str:
-    """A sentence: why the torch operations serve whatever is installed. Empty if they need not."""
+    """Why the torch operations serve, whatever is installed. Empty if they need not."""
     if choice == REFERENCE:
-        return "The torch operations serve, because TGIS_CPU_OPS is reference."
+        return "--cpu-ops is reference"
     if dtype not in DTYPES:
-        return slower(f"the compiled ones compute in {' or '.join(DTYPES)}, not in {dtype}")
-    return "" if sets else slower("this CPU has neither AVX2 nor AVX-512")
+        return f"the compiled ones compute in {' or '.join(DTYPES)}, not in {dtype}"
+    return "" if sets else "this CPU has neither AVX2 nor AVX-512"
 
 
-def slower(reason: str) -> str:
-    return f"The slower torch operations serve: {reason}."
-
-
-def cannot_build(error: CannotBuild) -> str:
-    return f"The slower torch operations serve, as the compiled ones cannot be built: {error}."
+def reference(reason: str) -> CpuOps:
+    return CpuOps("reference", "", reason)
 
 
 # -- where the library is
@@ -132,7 +128,7 @@ def find_library(
             return build_and_load(place, compiler, find_usable(cpuinfo), progress, environ)
         except OSError as error:
             problems.append(f"{place}: {error.strerror or error}")
-    raise CannotBuild("; ".join(problems))
+    raise CannotBuild(f"others could not be compiled ({'; '.join(problems)})")
 
 
 def is_current(library: Path) -> bool:
@@ -192,23 +188,21 @@ def choose_kernels(
     """The best kernels that pass the self-test, which runs once for each library and kind of machine."""
     file = find_verdict_file(path, environ, cpuinfo)
     verdicts = read_verdicts(file)
-    problems: list[str] = []
     for each in sets:
         if each.name not in verdicts:
             progress(TESTING, 0, 0)
             verdicts[each.name] = examine_kernels(path, each.name, environ)
             write_verdicts(file, verdicts)
-        if not (failing := verdicts[each.name].failing):
-            return Opened(cdll, each.name, describe_failures(problems, each.name))
-        problems.append(f"{each.name}: {', '.join(failing)}")
-    return Opened(why=describe_failures(problems, ""))
+        if not verdicts[each.name].failing:
+            served = CpuOps("cached", each.name, explain_failures(verdicts))
+            return Opened(cdll, each.name, served.sentence if served.reason else "")
+    return Opened(why=reference(explain_failures(verdicts)).sentence)
 
 
-def describe_failures(problems: Sequence[str], kernels: str) -> str:
-    if not problems:
-        return ""
-    reason = f"on this machine the compiled ones fail their self-test ({'; '.join(problems)})"
-    return f"The operations for {kernels} serve: {reason}." if kernels else slower(reason)
+def explain_failures(verdicts: Mapping[str, Verdict]) -> str:
+    """Empty if there are none."""
+    failing = [f"{name}: {', '.join(verdict.failing)}" for name, verdict in verdicts.items() if verdict.failing]
+    return f"self-tests fail on this machine, of {'; of '.join(failing)}" if failing else ""
 
 
 def find_verdict_file(library: Path, environ: Mapping[str, str], cpuinfo: Path) -> Path | None:
@@ -276,24 +270,25 @@ def describe_cpu_ops(
     """
     sets = choose_sets(choice, cpuinfo)
     if reason := explain_reference(sets, choice, dtype):
-        return CpuOps("reference", "", reason)
+        return reference(reason)
     state: Literal["packaged", "cached", "compiles"] = "packaged"
     library = PACKAGED
     if not is_current(PACKAGED):
         try:
             compiler = build.find_compiler(environ)
         except CannotBuild as error:
-            return CpuOps("reference", "", cannot_build(error))
+            return reference(str(error))
         cache = find_cache_dir(environ)
         library = (cache or Path(os.devnull)) / PLACE / build.name_library(compiler, find_usable(cpuinfo))
         state = "cached" if library.exists() else "compiles"
     verdicts = read_verdicts(find_verdict_file(library, environ, cpuinfo))
-    problems = [f"{name}: {', '.join(verdict.failing)}" for name, verdict in verdicts.items() if verdict.failing]
     passing = [each.name for each in sets if each.name not in verdicts or not verdicts[each.name].failing]
     if not passing:
-        return CpuOps("reference", "", describe_failures(problems, ""))
-    sentence = f"Compiled operations for {passing[0]} serve."
-    if state == "compiles":
-        seconds = build.estimate_seconds(find_usable(cpuinfo))
-        sentence = f"Operations for {passing[0]} will be compiled at the first start, once, in about {seconds:.0f} s."
-    return CpuOps(state, passing[0], describe_failures(problems, passing[0]) or sentence)
+        return reference(explain_failures(verdicts))
+    seconds = build.estimate_seconds(find_usable(cpuinfo))
+    reasons = {
+        "packaged": "packaged with TGIS",
+        "cached": "compiled earlier",
+        "compiles": f"compiled once, at the first start, in about {seconds:.0f} s",
+    }
+    return CpuOps(state, passing[0], explain_failures(verdicts) or reasons[state])
