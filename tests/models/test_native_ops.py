@@ -271,7 +271,8 @@ def test_rotation_rotates_pairs_of_dimensions() -> None:
     expected = torch.view_as_real(heads * torch.polar(torch.ones(4), angles)).transpose(1, 2).reshape(48)
 
     plan = slots.ops.plan_attention(slots.rows([0], [0], [1]), slots.cache, [])
-    ours = slots.ops.prepare_qkv(qkv.clone(), HEADS, rotation, None, slots.cache, 1, plan)
+    turn = slots.ops.make_rotation(rotation, torch.tensor([0]))
+    ours = slots.ops.prepare_qkv(qkv.clone(), HEADS, turn, None, slots.cache, 1, plan)
 
     assert torch.allclose(ours[0, :48], expected, atol=1e-6)
     assert torch.equal(ours[0, 48:], qkv[0, 48:])

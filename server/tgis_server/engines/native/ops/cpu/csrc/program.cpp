@@ -83,11 +83,15 @@ void tgis_pack(const Kernels* kernels, int32_t dtype, const void* weight, int64_
 }
 Program* tgis_new_program(const Kernels* kernels) { return new Program(*kernels); }
 void tgis_delete_program(Program* program) { delete program; }
+int64_t tgis_num_ops(const Program* program) { return int64_t(program->ops.size()); }
 void tgis_linear(Program* p, const LinearArgs* args) { p->ops.push_back(p->kernels.linear(*args)); }
 void tgis_norm(Program* p, const NormArgs* args) { p->ops.push_back(p->kernels.norm(*args)); }
 void tgis_activation(Program* p, const ActivationArgs* args) { p->ops.push_back(p->kernels.activation(*args)); }
 void tgis_embed(Program* p, const EmbedArgs* args) { p->ops.push_back(p->kernels.embed(*args)); }
 void tgis_add(Program* p, const AddArgs* args) { p->ops.push_back(p->kernels.add(*args)); }
+int64_t tgis_block_bytes(const Kernels* kernels, const CacheShape* shape) { return kernels->block_bytes(*shape); }
+void tgis_write(Program* p, const WriteArgs* args) { p->ops.push_back(p->kernels.write(*args)); }
+void tgis_attend(Program* p, const AttendArgs* args) { p->ops.push_back(p->kernels.attend(*args)); }
 void tgis_run(Program* program, int64_t first, int64_t last, const Step* step) {
   std::lock_guard lock(team_mutex);
   run(*program, first, last, *step, team_of(step->num_threads));
