@@ -47,6 +47,7 @@ def imagine_node(num_cpus: int) -> Machine:
         gpus=(),
         cpus=tuple(Cpu(index, index) for index in range(num_cpus)),
         has_bf16=False,  # the weights become float32, unless an option says otherwise
+        cpu_kernels="",
         packs_weights=True,
         free_bytes=UNLIMITED_BYTES,
         limit_bytes=None,

@@ -17,8 +17,8 @@ from tgis_server.engines.native.memory import MemoryRequest, free_gpu_bytes, ran
 from tgis_server.engines.native.models.decoder import Decoder, pack_weights
 from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
 from tgis_server.engines.native.models.rope_table import build_table, find_rope_border
-from tgis_server.engines.native.ops import Ops, select_ops
-from tgis_server.engines.native.ops.api import Cache, CacheShape
+from tgis_server.engines.native.ops import select_ops
+from tgis_server.engines.native.ops.api import Cache, CacheShape, Ops
 from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.host import cgroup

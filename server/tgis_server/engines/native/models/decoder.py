@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgis_server.engines.native.ops import Ops
 from tgis_server.engines.native.ops.api import (
     AttentionModifiers,
     AttentionPlan,
     Cache,
     Heads,
     Norm,
+    Ops,
     RelativeBias,
     Rotation,
     WeightPart,

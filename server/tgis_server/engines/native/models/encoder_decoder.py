@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tgis_server.engines.native.models.decoder import Decoder, LayerInputs, LayerWeights, Stack, StepInputs
-from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan, Cache, Norm
+from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan, Cache, Norm, Ops
 from tgis_server.engines.native.parallel import Group
 from tgis_server.engines.native.spec import EncoderDecoderSpec
 

@@ -55,6 +55,11 @@ using namespace tgis;
 
 extern "C" {
 
+#ifndef TGIS_VERSION
+#define TGIS_VERSION "unknown"
+#endif
+// A digest of all sources. Python uses a library only if it was compiled from the sources beside it.
+const char* tgis_version() { return "tgis sources " TGIS_VERSION; }
 int32_t tgis_num_kernels() { return int32_t(registered().size()); }
 const char* tgis_kernels_name(int32_t i) { return registered()[i]->name; }
 const Kernels* tgis_kernels(const char* name) {
