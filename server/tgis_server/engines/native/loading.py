@@ -66,7 +66,7 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
         group = ShardGroup.join(run.rendezvous_file, rank, run.num_shard, device, timeout_s)
 
     # 3. Weights
-    ops = select_ops(device, dtype)
+    ops, why_slower = select_ops(device, dtype, run.config.cpu_ops, progress, run.run_dir)
     progress(PHASE, 0, 0)
     weights = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
     _return_freed_memory()
@@ -91,7 +91,7 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
         vocab_size=spec.vocab_size,
         end_ids=spec.eos_ids,
         weight_bytes=memory.weight_bytes,
-        notes=budget.notes,
+        notes=(*budget.notes, *filter(None, [why_slower])),
     )
     return LoadedModel(
         spec=spec,
