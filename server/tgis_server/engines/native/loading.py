@@ -91,6 +91,7 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
         vocab_size=spec.vocab_size,
         end_ids=spec.eos_ids,
         weight_bytes=memory.weight_bytes,
+        kernels=ops.kernels,
         notes=(*budget.notes, *filter(None, [why_slower])),
     )
     return LoadedModel(

@@ -137,6 +137,8 @@ class Norm(Protocol):
 class Ops(Protocol):
     """One implementation for one device and dtype."""
 
+    kernels: str  # the instruction set of compiled operations; empty: torch's
+
     def capture(self, function: Callable[[Inputs, Cache], Tensor | None]) -> Callable[[Inputs, Cache], Tensor | None]:
         """A function that does the same and may be faster, such as one that replays what ``function`` did before.
 

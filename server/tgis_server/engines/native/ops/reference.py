@@ -44,6 +44,8 @@ ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
 class TorchOps:
     """Implements ``Ops`` with torch's own kernels; see ``api.py`` for shapes."""
 
+    kernels = ""
+
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._prepacks = device.type == "cpu" and can_prepack(dtype)
         # Even a good model's float16 keys can overflow; clamped, they still give finite scores.

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -32,15 +33,14 @@ FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility-inlines-hidden"),
     *("-fno-math-errno", "-ffp-contract=off"),
 )
-LINK = ("-shared", "-pthread", "-Wl,--exclude-libs,ALL", "-Wl,--build-id=none")
-# The process may have loaded an older libstdc++ (as from Conda) than this compiler's. Some distributions lack the
-# static one: there, the link is tried again without these.
-STATIC = ("-static-libstdc++", "-static-libgcc")
+# The C++ library is linked dynamically, as torch links it: the operations need less of it than torch, and a static copy
+# would need the newest C library.
+LINK = ("-shared", "-pthread", "-Wl,--build-id=none")
 COMPILERS = ("c++", "g++", "clang++")
 
 COMPILING = "compiling the CPU operations"
-COMPILE_S = 240.0  # for a command of the compiler; takes about 10 on one core
-OBJECT_S = 8.0  # CPU time for one instruction set; the portable sources take less together
+COMPILE_S = 240.0  # for a command of the compiler; less than --startup-timeout, as no progress is seen meanwhile
+OBJECT_S = 15.0  # CPU time for one instruction set; the portable sources take 3 together
 TURN_S = 2 * COMPILE_S  # how long another process may compile before this one gives up
 POLL_S = 0.1
 MAX_KEPT = 4  # libraries in a cache: of other versions, compilers and machines
@@ -108,7 +108,7 @@ def name_library(compiler: Compiler, sets: Sequence[InstructionSet]) -> str:
 
 def estimate_seconds(sets: Sequence[InstructionSet]) -> float:
     """How long compiling takes on an idle machine."""
-    return OBJECT_S * (len(sets) + 1) / min(len(sets), len(os.sched_getaffinity(0)))
+    return OBJECT_S * math.ceil(len(sets) / len(os.sched_getaffinity(0)))
 
 
 def build_in(
@@ -239,7 +239,8 @@ def compile_objects(
     def compile_one(job: tuple[str, str, tuple[str, ...]]) -> Path:
         name, source, flags = job
         target = scratch / f"{name}.o"
-        run((*compiler.command, *FLAGS, *flags, "-c", source, "-o", str(target)), SOURCES, environ)
+        seed = f"-frandom-seed={name}"  # equal sources make equal objects
+        run((*compiler.command, *FLAGS, *flags, seed, "-c", source, "-o", str(target)), SOURCES, environ)
         progress(COMPILING, 0, 0)
         return target
 
@@ -252,11 +253,7 @@ def compile_objects(
 
 
 def link(library: Path, compiler: Compiler, objects: Iterable[Path], environ: Mapping[str, str]) -> None:
-    command = (*compiler.command, *LINK, *map(str, objects), "-o", str(library))
-    try:
-        run((*command, *STATIC), SOURCES, environ)
-    except CannotBuild:
-        run(command, SOURCES, environ)
+    run((*compiler.command, *LINK, *map(str, objects), "-o", str(library)), SOURCES, environ)
 
 
 def run(command: Sequence[str], directory: Path, environ: Mapping[str, str]) -> str:

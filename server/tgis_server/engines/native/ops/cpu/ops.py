@@ -136,6 +136,7 @@ class CpuOps:
 
     def __init__(self, library: Any, kernels: str, dtype: torch.dtype) -> None:
         self._library = library
+        self.kernels = kernels
         self._kernels: int = library.tgis_kernels(kernels.encode())
         assert self._kernels, f"the library has no kernels for {kernels}"
         self._dtype = dtype
