@@ -45,14 +45,14 @@ COMPILED = [
 ALL = ["torch", *COMPILED]
 
 
-def make_ops(name: str, vocab_size: int) -> SamplingOps:
+def make_ops(name: str, vocab_size: int, num_threads: int = 2) -> SamplingOps:
     """The operations on a CPU. "torch", or an instruction set."""
     if name == "torch":
         return TorchSampling(vocab_size, Staging(torch.device("cpu")))
     library = load_library()
     kernels = library.tgis_kernels(name.encode())
     assert kernels, f"the library has no kernels for {name}"
-    return CompiledSampling(library, kernels, num_threads=2)
+    return CompiledSampling(library, kernels, num_threads)
 
 
 def make_sampler(name: str, vocab_size: int) -> Sampler:

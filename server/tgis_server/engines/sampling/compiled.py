@@ -1,6 +1,6 @@
 """The sampling operations, compiled for a CPU: one call does all steps of all rows.
 
-They are in ``sampling.h`` of the native engine's CPU operations. Structures are laid out as its ``core.h`` declares them.
+They are ``sampling.h`` of the native engine's CPU operations; structures are laid out as in its ``core.h``.
 """
 
 from __future__ import annotations
