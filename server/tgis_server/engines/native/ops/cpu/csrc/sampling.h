@@ -25,10 +25,28 @@ inline Vec scores_at(const float* x, int64_t n, int64_t i) {
   return n - i >= kLanes ? load(x + i) : keep(load_first(x + i, n - i), 0, n - i, set1(-kInfinity));
 }
 
-inline float largest(const float* x, int64_t n) {
-  Vec best = set1(-kInfinity);
-  for (int64_t i = 0; i < n; i += kLanes) best = max(best, scores_at(x, n, i));
-  return largest(best);
+struct Scan {
+  float largest;
+  bool is_finite;
+};
+
+inline Scan scan(const float* x, int64_t n) {
+  constexpr int kChains = 4;  // independent, as each instruction takes several cycles
+  Vec best[kChains], zeros[kChains];  // the latter become NaN with the first value that is not finite
+  for (int c = 0; c < kChains; ++c) best[c] = set1(-kInfinity), zeros[c] = zero();
+  int64_t i = 0;
+  for (; i + kChains * kLanes <= n; i += kChains * kLanes)
+    for (int c = 0; c < kChains; ++c) {
+      Vec v = load(x + i + c * kLanes);
+      best[c] = max(best[c], v);
+      zeros[c] = fma(v, zero(), zeros[c]);
+    }
+  for (; i < n; i += kLanes) {
+    best[0] = max(best[0], scores_at(x, n, i));
+    zeros[0] = fma(load_first(x + i, n - i), zero(), zeros[0]);
+  }
+  return {largest(max(max(best[0], best[1]), max(best[2], best[3]))),
+          sum((zeros[0] + zeros[1]) + (zeros[2] + zeros[3])) == 0.f};
 }
 
 inline int64_t find(const float* x, int64_t n, float value) {
@@ -37,23 +55,15 @@ inline int64_t find(const float* x, int64_t n, float value) {
   return 0;
 }
 
-inline bool are_finite(const float* x, int64_t n) {
-  Vec zeros = zero();  // becomes NaN with the first value that is not finite
-  for (int64_t i = 0; i < n; i += kLanes) zeros = fma(load_first(x + i, n - i), zero(), zeros);
-  return sum(zeros) == 0.f;
-}
-
-// Calls f(i, scores, weights) for each vector. Weights are proportional to probabilities, and 1 for `best`.
-template <class F> inline void for_weights(const float* x, int64_t n, float best, F&& f) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    Vec v = scores_at(x, n, i), d = v - set1(best);
-    f(i, v, select(at_least(d, set1(-87.f)), exp(d), zero()));
-  }
+// Proportional to the scores' probabilities, and 1 for `best`.
+inline Vec weights(Vec scores, Vec best) {
+  Vec d = scores - best;
+  return select(at_least(d, set1(-87.f)), exp(d), zero());
 }
 
 inline double sum_weights(const float* x, int64_t n, float best) {
   Sum sum;
-  for_weights(x, n, best, [&](int64_t, Vec, Vec w) { sum.add(w); });
+  for (int64_t i = 0; i < n; i += kLanes) sum.add(weights(scores_at(x, n, i), set1(best)));
   return sum.total();
 }
 
@@ -77,11 +87,13 @@ inline void change_ends(float* x, const SamplingRow& row) {
 }
 
 inline void penalize_repetition(float* x, int64_t n, const uint8_t* seen, float penalty) {
-  for (int64_t i = 0; i < n; i += 8) {
-    uint64_t any = 0;
-    int64_t end = std::min(n, i + 8);
-    std::memcpy(&any, seen + i, end - i);
-    if (!any) continue;
+  constexpr int kAtOnce = 32;  // most ids are unseen: look at several together first
+  for (int64_t i = 0; i < n; i += kAtOnce) {
+    int64_t end = std::min(n, i + kAtOnce);
+    uint64_t flags[kAtOnce / 8] = {};
+    if (end == i + kAtOnce) std::memcpy(flags, seen + i, kAtOnce);
+    else std::memcpy(flags, seen + i, end - i);
+    if (!(flags[0] | flags[1] | flags[2] | flags[3])) continue;
     for (int64_t j = i; j < end; ++j) {
       if (!seen[j] || x[j] == -kInfinity) continue;
       x[j] = std::clamp(x[j] < 0.f ? x[j] * penalty : x[j] / penalty, -kMaxScore, kMaxScore);
@@ -101,14 +113,17 @@ class RowSampler {
     const SamplingRow& row = args.rows[index];
     float* x = row.scores;
     int64_t n = args.vocab_size;
-    bool is_finite = are_finite(x, n);
+    auto [best, is_finite] = scan(x, n);
     args.is_finite[index] = is_finite;
     if (!is_finite && has_no_order(x, n)) return give_up(args, index);
     if (row.allowed) keep_allowed(x, n, row.allowed);
-    change_ends(x, row);
+    if (row.num_ends) change_ends(x, row);
     if (row.seen) penalize_repetition(x, n, row.seen, row.penalty);
-    if (row.choice == Choice::sampled && row.temperature != 1.f) divide(x, n, row.temperature);
-    float best = largest(x, n);
+    if (row.allowed || row.num_ends || row.seen) best = scan(x, n).largest;
+    if (row.choice == Choice::sampled && row.temperature != 1.f) {
+      divide(x, n, row.temperature);
+      best /= row.temperature;  // rounding keeps the order
+    }
     Scores scores{x, nullptr, n};
     if (row.choice == Choice::sampled && std::fabs(best) < kInfinity) {  // otherwise all are dropped, or some overflowed
       scores = cut(scores, row, best);
@@ -138,36 +153,27 @@ class RowSampler {
 
   // Changes `best` if the best score is dropped.
   Scores cut(Scores scores, const SamplingRow& row, float& best) {
-    if (row.top_k > 0 && row.top_k < scores.size) {
-      float border = kth_largest(scores.values, scores.size, row.top_k);
-      scores = keep_if(scores, [&](Vec v) { return at_least(v, set1(border)); });
-    }
+    if (row.top_k > 0) scores = keep_top_k(scores, row.top_k);
     if (row.top_p < 1.0) scores = keep_top_p(scores, best, row.top_p);
     if (row.typical_p > 0.0 && row.typical_p < 1.0) {
       scores = keep_typical(scores, best, row.typical_p);
-      best = largest(scores.values, scores.size);
+      best = scan(scores.values, scores.size).largest;
     }
     return scores;
   }
 
-  // k: 1 to n.
-  float kth_largest(const float* x, int64_t n, int64_t k) {
-    // The k-th largest maximum of groups is at most the k-th largest score: smaller scores need no closer look.
-    float least = -kInfinity;
-    if (k * kGroup * 2 <= n) {
-      int64_t groups = collect_maxima(x, n);
-      least = selection_.cut(groups, double(k)).border;
+  // Keeps the scores that are at least the k-th largest.
+  Scores keep_top_k(Scores scores, int64_t k) {
+    if (k >= scores.size) return scores;
+    if (k * kGroup * 2 <= scores.size) {
+      // The k-th largest maximum of groups is at most the k-th largest score: smaller scores need no closer look.
+      float least = selection_.cut(collect_maxima(scores.values, scores.size), double(k)).border;
+      scores = keep_if(scores, [&](Vec v) { return at_least(v, set1(least)); });
     }
-    float* keys = selection_.keys(n);
-    int64_t num = 0;
-    for (int64_t i = 0; i < n; i += kLanes) {
-      Vec v = load_first(x + i, n - i);
-      Bits bits = at_least(v, set1(least)) & first_lanes(n - i);
-      compress(keys + num, v, bits);
-      num += __builtin_popcount(bits);
-    }
-    std::fill_n(selection_.weights(num), num, 1.f);
-    return selection_.cut(num, double(k)).border;
+    std::copy_n(scores.values, scores.size, selection_.keys(scores.size));
+    std::fill_n(selection_.weights(scores.size), scores.size, 1.f);
+    float border = selection_.cut(scores.size, double(k)).border;
+    return keep_if(scores, [&](Vec v) { return at_least(v, set1(border)); });
   }
 
   // Makes the maxima of all groups the selection's keys.
@@ -186,19 +192,19 @@ class RowSampler {
 
   // Keeps each score if greater ones and ties with lower ids have less weight than p of the total.
   Scores keep_top_p(Scores scores, float best, double p) {
-    double total = sum_weights(scores.values, scores.size, best);
-    // Scores below the border weigh at most 1 - p together; so whatever weighs far less than the n-th part is below it.
-    float least = float(0.5 * (1.0 - p) * total / scores.size);
-    float *keys = selection_.keys(scores.size), *weights = selection_.weights(scores.size);
-    int64_t num = 0;
-    for_weights(scores.values, scores.size, best, [&](int64_t, Vec v, Vec w) {
-      Bits bits = at_least(w, set1(least)) & greater(w, zero());
-      compress(keys + num, v, bits);
-      compress(weights + num, w, bits);
-      num += __builtin_popcount(bits);
+    // Scores below the border weigh at most 1 - p of the total together, which is at least 1: so whatever weighs far
+    // less than the n-th part of 1 - p is below it.
+    Vec least = set1(float(0.5 * (1.0 - p) / scores.size));
+    Sum sum;
+    scores = keep_if(scores, [&](Vec v) {
+      Vec w = weights(v, set1(best));
+      sum.add(w);
+      return at_least(w, least);
     });
+    collect_weights(scores, best, [](Vec v) { return v; });
+    double total = sum.total();
     double target = p * total;
-    Cut cut = selection_.cut(num, target);
+    Cut cut = selection_.cut(scores.size, target);
     double weight = std::exp(double(cut.border) - best);
     int64_t num_ties = std::max(1.0, std::ceil((target - cut.before) / weight));
     return keep_if(scores, [&, border = set1(cut.border)](Vec v) {
@@ -212,29 +218,36 @@ class RowSampler {
   // Keeps the scores of about average surprise, up to p of the total weight, ties included.
   Scores keep_typical(Scores scores, float best, double p) {
     Sum sum, products;
-    for_weights(scores.values, scores.size, best, [&](int64_t, Vec v, Vec w) {
+    for (int64_t i = 0; i < scores.size; i += kLanes) {
+      Vec v = scores_at(scores.values, scores.size, i), w = weights(v, set1(best));
       sum.add(w);
       products.add(w * max(v - set1(best), set1(-100.f)));  // not 0 times infinity
-    });
+    }
     double total = sum.total();
     Vec log_total = set1(float(std::log(total)));
     Vec entropy = set1(float(std::log(total) - products.total() / total));
     // How near a score's surprise is to the entropy: at most 0.
     auto nearness = [&](Vec v) { return -abs(log_total - (v - set1(best)) - entropy); };
-    float *keys = selection_.keys(scores.size), *weights = selection_.weights(scores.size);
-    for_weights(scores.values, scores.size, best, [&](int64_t i, Vec v, Vec w) {
-      store(keys + i, nearness(v));
-      store(weights + i, w);
-    });
+    collect_weights(scores, best, nearness);
     float border = selection_.cut(scores.size, p * total).border;
     return keep_if(scores, [&](Vec v) { return at_least(nearness(v), set1(border)); });
+  }
+
+  // Makes the scores the selection's keys, as `key` changes them.
+  template <class F> void collect_weights(const Scores& scores, float best, F&& key) {
+    float *keys = selection_.keys(scores.size), *all = selection_.weights(scores.size);
+    for (int64_t i = 0; i < scores.size; i += kLanes) {
+      Vec v = scores_at(scores.values, scores.size, i);
+      store(keys + i, key(v));
+      store(all + i, weights(v, set1(best)));
+    }
   }
 
   template <class F> Scores keep_if(Scores scores, F&& is_kept) {
     float *values = room(values_, scores.size), *ids = room(ids_, scores.size);
     int64_t num = 0;
     for (int64_t i = 0; i < scores.size; i += kLanes) {
-      Vec v = load_first(scores.values + i, scores.size - i);
+      Vec v = scores_at(scores.values, scores.size, i);
       Bits bits = is_kept(v) & first_lanes(scores.size - i);
       if (!bits) continue;
       compress(ids + num, scores.ids ? load(scores.ids + i) : set1(float(i)) + iota(), bits);
@@ -260,15 +273,15 @@ class RowSampler {
     size_t block = 0;
     while (block + 1 < sums_.size() && before + sums_[block] <= target) before += sums_[block++];
     for (int64_t start = block * kSumBlock; start < scores.size; start += kLanes) {
-      float weights[kLanes];
-      for_weights(scores.values + start, std::min<int64_t>(kLanes, scores.size - start), best,
-                  [&](int64_t, Vec, Vec w) { store(weights, w); });
+      float lanes[kLanes];
+      store(lanes, weights(scores_at(scores.values, scores.size, start), set1(best)));
       for (int lane = 0; lane < kLanes; ++lane)
-        if ((before += weights[lane]) > target) return start + lane;
+        if ((before += lanes[lane]) > target) return start + lane;
     }
     return find(scores.values, scores.size, best);  // rounding has left nothing above the target
   }
 
+  // The last step: it may destroy what `scores` refers to.
   void describe(const SamplingArgs& args, const SamplingRow& row, const Scores& scores, float best, float chosen) {
     float log_total = float(std::log(sum_weights(scores.values, scores.size, best)));
     args.logprobs[row.detail] = chosen - best - log_total;
@@ -282,12 +295,11 @@ class RowSampler {
     float* logprobs = args.top_logprobs + row.detail * args.width;
     int64_t num = 0;
     if (row.top_n > 0) {
-      float border = kth_largest(scores.values, scores.size, std::min(row.top_n, scores.size));
-      for (int64_t i = 0; i < scores.size && num < args.width; ++i) {
-        float value = scores.values[i];
-        if (value < border || value == -kInfinity) continue;
-        ids[num] = scores.id(i);
-        logprobs[num++] = value - best - log_total;
+      Scores top = keep_top_k(scores, row.top_n);
+      for (int64_t i = 0; i < top.size && num < args.width; ++i) {
+        if (top.values[i] == -kInfinity) continue;
+        ids[num] = top.id(i);
+        logprobs[num++] = top.values[i] - best - log_total;
       }
     }
     std::fill(ids + num, ids + args.width, -1);
