@@ -146,29 +146,32 @@ enum class Choice : int32_t { greedy = 0, sampled = 1, given = 2 };
 
 // How one row's token is chosen; see engines/sampling/api.py for the order and the meaning of the steps.
 struct SamplingRow {
-  float* scores;           // the logits; after the call, dropped ids are -inf
-  const uint8_t* allowed;  // a bit for each id; null: all are allowed
-  const uint8_t* seen;     // a byte for each id; null: no penalty
-  const int64_t* end_ids;
-  int64_t num_ends;        // 0: end ids are ids like others
-  int64_t top_k;           // 0: off
-  int64_t top_n;           // alternatives in the details
-  int64_t detail;          // index of the row's details; -1: none
-  double top_p, typical_p;  // 1: off
-  double draw;             // in [0, 1)
-  float end_growth;        // relative to their absolute values; negative: ends are dropped
+  int64_t allowed;              // its line of `allowed`; -1: all ids are allowed
+  int64_t seen;                 // its line of `seen`; -1: no penalty
+  int64_t first_end, num_ends;  // of `end_ids`; none: these ids are like others
+  int64_t top_k;                // 0: off
+  int64_t top_n;                // alternatives in the details
+  int64_t detail;               // index of the row's details; -1: none
+  double top_p, typical_p;      // 1: off
+  double draw;                  // in [0, 1)
+  float end_growth;             // relative to the scores' absolute values; negative: ends are dropped
   float penalty, temperature;
-  Choice choice;           // given: only the details are wanted
+  Choice choice;                // given: only the details are wanted
 };
 
 struct SamplingArgs {
   const SamplingRow* rows;
   int64_t num_rows, vocab_size;  // at most 2^24 ids
-  int64_t* ids;            // of each row; read if given
-  uint8_t* is_finite;      // of each row: all its logits are
-  float* logprobs;         // of each detail, as are the next three
+  float* scores;                 // the rows' logits; after the call, dropped ids are -inf
+  int64_t stride;                // elements between the rows of `scores`
+  const uint8_t* allowed;        // lines of a bit for each id, whole bytes
+  const uint8_t* seen;           // lines of a byte for each id
+  const int64_t* end_ids;
+  int64_t* ids;                  // of each row; read if given
+  uint8_t* is_finite;            // of each row: all its logits are
+  float* logprobs;               // of each detail, as are the next three
   int64_t* ranks;
-  int64_t* top_ids;        // `width` in ascending order, those that are not used -1
+  int64_t* top_ids;              // `width` in ascending order, those that are not used -1
   float* top_logprobs;
   int64_t width;
 };

@@ -78,11 +78,12 @@ inline void keep_allowed(float* x, int64_t n, const uint8_t* allowed) {
   }
 }
 
-inline void change_ends(float* x, const SamplingRow& row) {
-  for (int64_t i = 0; i < row.num_ends; ++i) {
-    float& end = x[row.end_ids[i]];
-    if (row.end_growth < 0.f) end = -kInfinity;
-    else if (end > -kInfinity) end += std::fabs(end) * row.end_growth;
+// A negative growth drops the ends.
+inline void change_ends(float* x, const int64_t* end_ids, int64_t num_ends, float growth) {
+  for (int64_t i = 0; i < num_ends; ++i) {
+    float& end = x[end_ids[i]];
+    if (growth < 0.f) end = -kInfinity;
+    else if (end > -kInfinity) end += std::fabs(end) * growth;  // not -inf + inf
   }
 }
 
@@ -111,15 +112,15 @@ class RowSampler {
  public:
   void run(const SamplingArgs& args, int64_t index) {
     const SamplingRow& row = args.rows[index];
-    float* x = row.scores;
     int64_t n = args.vocab_size;
+    float* x = args.scores + index * args.stride;
     auto [best, is_finite] = scan(x, n);
     args.is_finite[index] = is_finite;
     if (!is_finite && has_no_order(x, n)) return give_up(args, index);
-    if (row.allowed) keep_allowed(x, n, row.allowed);
-    if (row.num_ends) change_ends(x, row);
-    if (row.seen) penalize_repetition(x, n, row.seen, row.penalty);
-    if (row.allowed || row.num_ends || row.seen) best = scan(x, n).largest;
+    if (row.allowed >= 0) keep_allowed(x, n, args.allowed + row.allowed * ((n + 7) / 8));
+    if (row.num_ends > 0) change_ends(x, args.end_ids + row.first_end, row.num_ends, row.end_growth);
+    if (row.seen >= 0) penalize_repetition(x, n, args.seen + row.seen * n, row.penalty);
+    if (row.allowed >= 0 || row.num_ends > 0 || row.seen >= 0) best = scan(x, n).largest;
     if (row.choice == Choice::sampled && row.temperature != 1.f) {
       divide(x, n, row.temperature);
       best /= row.temperature;  // rounding keeps the order
