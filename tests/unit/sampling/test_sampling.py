@@ -19,16 +19,16 @@ from transformers import (  # noqa: E402
     TypicalLogitsWarper,
 )
 
+import implementations  # noqa: E402
+from implementations import make_sampler  # noqa: E402
 from tgis_server.engines.sampling import processors  # noqa: E402
-from tgis_server.engines.sampling.sampler import Sampled, Sampler, SamplingRow  # noqa: E402
-from tgis_server.engines.sampling.staging import Staging  # noqa: E402
+from tgis_server.engines.sampling.api import Sampled, SamplingRow  # noqa: E402
 from tgis_server.engines.sampling.uniform import splitmix64, uniform  # noqa: E402
 from tgis_server.wire.messages import LengthPenalty, SamplingParams, TokenDetail, Wanted  # noqa: E402
 
 VOCAB = 300
 EOS = 2
 ENDS = frozenset({EOS})
-CPU = torch.device("cpu")
 NOTHING = Wanted()
 
 
@@ -36,11 +36,8 @@ def logits_of(seed: int, rows: int = 1, scale: float = 3.0) -> Any:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def sampler() -> Sampler:
-    return Sampler(VOCAB, Staging(CPU))
-
-
 def sample(
+    ops: str,
     logits: Any,
     *params: SamplingParams,
     index: int = 0,
@@ -48,7 +45,7 @@ def sample(
     seeds: Iterable[int] = (),
 ) -> tuple[list[int], Any]:
     """Chosen ids and processed scores of new sequences."""
-    chooser = sampler()
+    chooser = make_sampler(ops, VOCAB)
     for slot, param in enumerate(params):
         chooser.start(slot, prompts[slot] if prompts else [], param)
     drawn = dict(enumerate(seeds))
@@ -64,11 +61,14 @@ def kept(scores: Any) -> list[set[int]]:
 # Processors, one by one
 
 
-def test_a_mask_keeps_the_ids_whose_bits_are_set_and_changes_no_other_row() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_a_mask_keeps_the_ids_whose_bits_are_set_and_changes_no_other_row(ops: str) -> None:
     """Missing bytes forbid their ids; bits beyond the vocabulary are ignored."""
     rows = [SamplingRow(slot, 0, SamplingParams(), NOTHING) for slot in range(3)]
 
-    sampled = sampler().sample(logits_of(1, 3), rows, {0: bytes([0b101, 0b10]), 2: bytes(37) + b"\x0f\xff"})
+    sampled = make_sampler(ops, VOCAB).sample(
+        logits_of(1, 3), rows, {0: bytes([0b101, 0b10]), 2: bytes(37) + b"\x0f\xff"}
+    )
 
     free, guided = kept(sampled.scores)[1], kept(sampled.scores)[::2]
     assert guided == [{0, 2, 9}, {296, 297, 298, 299}]
@@ -77,36 +77,40 @@ def test_a_mask_keeps_the_ids_whose_bits_are_set_and_changes_no_other_row() -> N
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("k", [1, 2, 10, VOCAB, 10 * VOCAB])
-def test_top_k_equals_transformers(seed: int, k: int) -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_top_k_equals_transformers(ops: str, seed: int, k: int) -> None:
     logits = logits_of(seed, 4)
 
-    ours = processors.keep_top_k_(logits.clone(), torch.full((4, 1), k), k)
+    _, ours = sample(ops, logits, *[SamplingParams(temperature=1.0, top_k=k)] * 4)
 
     assert torch.equal(ours, TopKLogitsWarper(k)(None, logits))
 
 
-def test_top_k_keeps_ties_at_the_border() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_top_k_keeps_ties_at_the_border(ops: str) -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
 
-    ours = processors.keep_top_k_(logits, torch.tensor([[2]]), 2)
+    _, ours = sample(ops, logits, SamplingParams(temperature=1.0, top_k=2))
 
     assert kept(ours) == [{1, 2, 3, 4}]
 
 
-def test_each_row_has_its_own_top_k() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_each_row_has_its_own_top_k(ops: str) -> None:
     logits = logits_of(1, 3)
 
-    ours = processors.keep_top_k_(logits, torch.tensor([[1], [7], [3]]), 7)
+    _, ours = sample(ops, logits, *[SamplingParams(temperature=1.0, top_k=k) for k in (1, 7, 3)])
 
     assert [len(ids) for ids in kept(ours)] == [1, 7, 3]
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.7, 0.95, 0.999])
-def test_top_p_equals_transformers(seed: int, p: float) -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_top_p_equals_transformers(ops: str, seed: int, p: float) -> None:
     logits = logits_of(seed, 4)
 
-    ours = processors.keep_top_p_(logits.clone(), torch.full((4, 1), p, dtype=torch.float64))
+    _, ours = sample(ops, logits, *[SamplingParams(temperature=1.0, top_p=p)] * 4)
 
     assert kept(ours) == kept(TopPLogitsWarper(p)(None, logits))
 
@@ -121,18 +125,23 @@ def test_top_p_looks_beyond_its_first_candidates(p: float, monkeypatch: pytest.M
     assert kept(ours) == kept(TopPLogitsWarper(p)(None, logits))
 
 
-def test_top_p_keeps_the_lowest_ids_of_a_tie() -> None:
-    ours = processors.keep_top_p_(torch.zeros(1, 10), torch.tensor([[0.45]], dtype=torch.float64))
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_top_p_keeps_the_lowest_ids_of_a_tie(ops: str) -> None:
+    logits = torch.full((1, VOCAB), -math.inf)
+    logits[0, 20:30] = 0.0
 
-    assert kept(ours) == [{0, 1, 2, 3, 4}]
+    _, ours = sample(ops, logits, SamplingParams(temperature=1.0, top_p=0.45))
+
+    assert kept(ours) == [{20, 21, 22, 23, 24}]
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.7, 0.95])
-def test_typical_p_equals_transformers(seed: int, p: float) -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_typical_p_equals_transformers(ops: str, seed: int, p: float) -> None:
     logits = logits_of(seed, 4)
 
-    ours = processors.keep_typical_(logits.clone(), torch.full((4, 1), p, dtype=torch.float64))
+    _, ours = sample(ops, logits, *[SamplingParams(temperature=1.0, typical_p=p)] * 4)
 
     assert kept(ours) == kept(TypicalLogitsWarper(p)(None, logits))
 
@@ -146,55 +155,60 @@ def test_typical_p_looks_beyond_its_first_candidates(monkeypatch: pytest.MonkeyP
     assert kept(ours) == kept(TypicalLogitsWarper(0.9)(None, logits))
 
 
-def test_typical_p_sees_only_what_top_k_keeps() -> None:
-    logits = TopKLogitsWarper(12)(None, logits_of(7, 2))
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_typical_p_sees_only_what_top_k_keeps(ops: str) -> None:
+    logits = logits_of(7, 2)
 
-    ours = processors.keep_typical_(logits.clone(), torch.full((2, 1), 0.6, dtype=torch.float64))
+    _, ours = sample(ops, logits, *[SamplingParams(temperature=1.0, top_k=12, typical_p=0.6)] * 2)
 
-    assert kept(ours) == kept(TypicalLogitsWarper(0.6)(None, logits))
+    assert kept(ours) == kept(TypicalLogitsWarper(0.6)(None, TopKLogitsWarper(12)(None, logits)))
 
 
 # The end of a sequence, and repetition
 
 
 @pytest.mark.parametrize("index", [0, 1, 5, 40])
-def test_length_penalty_raises_the_end_token(index: int) -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_length_penalty_raises_the_end_token(ops: str, index: int) -> None:
     logits = logits_of(3, 2)
     logits[0, EOS], logits[1, EOS] = -2.0, 2.0
     param = SamplingParams(length_penalty=LengthPenalty(start_index=3, decay_factor=1.5))
 
-    _, scores = sample(logits, param, param, index=index)
+    _, scores = sample(ops, logits, param, param, index=index)
 
     growth = 1.5 ** (index - 3) - 1 if index > 3 else 0.0
     assert scores[:, EOS].tolist() == pytest.approx([-2.0 + 2 * growth, 2.0 + 2 * growth], rel=1e-5)
 
 
-def test_length_penalty_waits_for_min_new_tokens() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_length_penalty_waits_for_min_new_tokens(ops: str) -> None:
     param = SamplingParams(min_new_tokens=10, length_penalty=LengthPenalty(start_index=3, decay_factor=2.0))
 
-    _, scores = sample(logits_of(3), param, index=9)
+    _, scores = sample(ops, logits_of(3), param, index=9)
 
     assert float(scores[0, EOS]) == -math.inf
 
 
-def test_a_huge_length_penalty_ends_the_sequence() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_a_huge_length_penalty_ends_the_sequence(ops: str) -> None:
     param = SamplingParams(temperature=1.0, length_penalty=LengthPenalty(start_index=0, decay_factor=10.0))
     logits = logits_of(3)
     logits[0, EOS] = -1.0
 
-    ids, scores = sample(logits, param, index=5000)
+    ids, scores = sample(ops, logits, param, index=5000)
 
     assert ids == [EOS]
     assert bool(scores.isfinite().all())
 
 
-def test_each_row_has_its_own_end_ids() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_each_row_has_its_own_end_ids(ops: str) -> None:
     masked = SamplingParams(min_new_tokens=1)
     raised = SamplingParams(length_penalty=LengthPenalty(start_index=0, decay_factor=2.0))
     rows = [(masked, {EOS, 7}), (masked, {9}), (masked, {EOS, 7}), (masked, set()), (raised, {9}), (raised, {4, 5})]
     logits = torch.ones(len(rows), VOCAB)
 
-    sampled = sampler().sample(
+    sampled = make_sampler(ops, VOCAB).sample(
         logits.clone(),
         [
             SamplingRow(slot, int(param is raised), param, NOTHING, end_ids=frozenset(ends))
@@ -206,7 +220,8 @@ def test_each_row_has_its_own_end_ids() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_masks_of_any_length_keep_the_ids_whose_bits_are_set(temperature: float) -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_masks_of_any_length_keep_the_ids_whose_bits_are_set(ops: str, temperature: float) -> None:
     param = SamplingParams(temperature=temperature)
     allowed = {0, 9, 17, VOCAB - 1}
     mask = bytearray(-(-VOCAB // 32) * 4)  # whole words: some bits are beyond the vocabulary
@@ -215,16 +230,17 @@ def test_masks_of_any_length_keep_the_ids_whose_bits_are_set(temperature: float)
     masks = {1: bytes(mask), 2: bytes(mask[:2])}  # a short mask forbids ids beyond its end
     rows = [SamplingRow(slot, 0, param, NOTHING) for slot in range(3)]
 
-    sampled = sampler().sample(logits_of(1, 3), rows, masks)
+    sampled = make_sampler(ops, VOCAB).sample(logits_of(1, 3), rows, masks)
 
     assert kept(sampled.scores) == [set(range(VOCAB)), allowed, {0, 9}]
     assert torch.equal(sampled.scores[0], logits_of(1, 3)[0])
 
 
-def test_details_of_a_masked_row_consider_only_allowed_tokens() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_details_of_a_masked_row_consider_only_allowed_tokens(ops: str) -> None:
     rows = [SamplingRow(0, 0, SamplingParams(), Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True))]
 
-    sampled = sampler().sample(logits_of(1), rows, {0: bytes([0b101000])})
+    sampled = make_sampler(ops, VOCAB).sample(logits_of(1), rows, {0: bytes([0b101000])})
 
     assert sampled.details is not None
     logprobs = logits_of(1)[0, [3, 5]].log_softmax(-1)
@@ -234,18 +250,20 @@ def test_details_of_a_masked_row_consider_only_allowed_tokens() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_masked_end_token_is_chosen_if_there_is_no_other(temperature: float) -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_a_masked_end_token_is_chosen_if_there_is_no_other(ops: str, temperature: float) -> None:
     param = SamplingParams(temperature=temperature, top_k=2, top_p=0.5, typical_p=0.5, min_new_tokens=1)
-    chooser = Sampler(1, Staging(CPU))
+    chooser = make_sampler(ops, 1)
 
     sampled = chooser.sample(torch.ones(1, 1), [SamplingRow(0, 0, param, NOTHING, end_ids=frozenset({0}))])
 
     assert sampled.ids.tolist() == [0]
 
 
-def test_repetition_penalty_applies_to_prompt_and_output() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_repetition_penalty_applies_to_prompt_and_output(ops: str) -> None:
     param = SamplingParams(repetition_penalty=1.5)
-    chooser = sampler()
+    chooser = make_sampler(ops, VOCAB)
     chooser.start(0, [4, 9], param)
     row = [SamplingRow(0, 0, param, NOTHING)]
     logits = torch.full((1, VOCAB), 1.0)
@@ -258,9 +276,10 @@ def test_repetition_penalty_applies_to_prompt_and_output() -> None:
     assert changed == [4, 9, 50]
 
 
-def test_a_new_sequence_has_not_seen_the_tokens_of_the_former_one_in_its_slot() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_a_new_sequence_has_not_seen_the_tokens_of_the_former_one_in_its_slot(ops: str) -> None:
     param = SamplingParams(repetition_penalty=2.0)
-    chooser = sampler()
+    chooser = make_sampler(ops, VOCAB)
     chooser.start(0, [4], param)
     chooser.stop(0)
     chooser.start(0, [5], param)
@@ -271,9 +290,10 @@ def test_a_new_sequence_has_not_seen_the_tokens_of_the_former_one_in_its_slot() 
     assert torch.nonzero(sampled.scores[0] != 1).flatten().tolist() == [5]
 
 
-def test_many_slots_can_use_the_penalty() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_many_slots_can_use_the_penalty(ops: str) -> None:
     param = SamplingParams(repetition_penalty=2.0)
-    chooser = sampler()
+    chooser = make_sampler(ops, VOCAB)
     for slot in range(20):
         chooser.start(slot, [slot + 10], param)
     logits = torch.ones(20, VOCAB)
@@ -285,19 +305,21 @@ def test_many_slots_can_use_the_penalty() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("penalty", [1e-45, 1e-38, 3e38])
-def test_an_extreme_repetition_penalty_leaves_a_finite_choice(penalty: float, sign: int) -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_an_extreme_repetition_penalty_leaves_a_finite_choice(ops: str, penalty: float, sign: int) -> None:
     param = SamplingParams(temperature=0.05, top_p=0.5, typical_p=0.5, repetition_penalty=penalty, min_new_tokens=1)
 
-    ids, scores = sample(sign * logits_of(1).abs(), param, prompts=[list(range(VOCAB))])
+    ids, scores = sample(ops, sign * logits_of(1).abs(), param, prompts=[list(range(VOCAB))])
 
     assert scores[0, ids[0]].isfinite()
     assert not scores.isnan().any()
 
 
-def test_nan_logits_still_give_a_token() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_nan_logits_still_give_a_token(ops: str) -> None:
     param = SamplingParams(temperature=1.0, top_k=5, top_p=0.5, typical_p=0.5)
 
-    ids, _ = sample(torch.full((1, VOCAB), math.nan), param)
+    ids, _ = sample(ops, torch.full((1, VOCAB), math.nan), param)
 
     assert 0 <= ids[0] < VOCAB
 
@@ -305,11 +327,12 @@ def test_nan_logits_still_give_a_token() -> None:
 # The choice
 
 
-def test_greedy_takes_the_lowest_of_tied_ids() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_greedy_takes_the_lowest_of_tied_ids(ops: str) -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, [40, 17, 250]] = 5.0
 
-    assert sample(logits, SamplingParams())[0] == [17]
+    assert sample(ops, logits, SamplingParams())[0] == [17]
 
 
 def test_splitmix64_equals_its_published_outputs() -> None:
@@ -326,23 +349,25 @@ def test_draws_are_in_the_unit_interval(seed: int, index: int) -> None:
     assert 0.0 <= uniform(seed, index) < 1.0
 
 
-def test_frequencies_follow_the_probabilities() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_frequencies_follow_the_probabilities(ops: str) -> None:
     logits = torch.full((1, VOCAB), -math.inf)
     logits[0, [3, 8, 200]] = torch.tensor([0.5, 0.3, 0.2]).log()
     rows = logits.expand(4000, -1).clone()
     param = SamplingParams(temperature=1.0)
 
-    ids, _ = sample(rows, *[param] * 4000, seeds=range(4000))
+    ids, _ = sample(ops, rows, *[param] * 4000, seeds=range(4000))
 
     counts = [ids.count(token_id) / 4000 for token_id in (3, 8, 200)]
     assert counts == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
 
-def test_a_seed_gives_different_draws_for_different_tokens() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_a_seed_gives_different_draws_for_different_tokens(ops: str) -> None:
     logits = torch.zeros(1, VOCAB)
     param = SamplingParams(temperature=1.0)
 
-    chosen = {sample(logits, param, index=index, seeds=[5])[0][0] for index in range(20)}
+    chosen = {sample(ops, logits, param, index=index, seeds=[5])[0][0] for index in range(20)}
 
     assert len(chosen) > 10
 
@@ -350,68 +375,75 @@ def test_a_seed_gives_different_draws_for_different_tokens() -> None:
 # Token details
 
 
-def details_of(scores: Any, wanted: Wanted, param: SamplingParams | None = None) -> TokenDetail:
+def details_of(ops: str, scores: Any, wanted: Wanted, param: SamplingParams | None = None) -> TokenDetail:
     from tgis_server.engines.sampling.details import to_messages
 
-    chooser = sampler()
+    chooser = make_sampler(ops, VOCAB)
     sampled: Sampled = chooser.sample(scores, [SamplingRow(0, 0, param or SamplingParams(), wanted)])
     assert sampled.details is not None
     return to_messages(sampled.details, [wanted])[0]
 
 
-def test_all_ties_at_the_nth_place_are_returned() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_all_ties_at_the_nth_place_are_returned(ops: str) -> None:
     scores = torch.full((1, VOCAB), -5.0)
     scores[0, [30, 10, 20]] = 1.0
     scores[0, 40] = 2.0
 
-    detail = details_of(scores, Wanted(logprobs=True, top_n=2, generated_tokens=True))
+    detail = details_of(ops, scores, Wanted(logprobs=True, top_n=2, generated_tokens=True))
 
     assert detail.top_ids == (40, 10, 20, 30)
     assert list(detail.top_logprobs) == sorted(detail.top_logprobs, reverse=True)
 
 
-def test_of_many_ties_the_four_n_lowest_ids_are_returned() -> None:
-    detail = details_of(torch.zeros(1, VOCAB), Wanted(logprobs=True, top_n=2, generated_tokens=True))
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_of_many_ties_the_four_n_lowest_ids_are_returned(ops: str) -> None:
+    detail = details_of(ops, torch.zeros(1, VOCAB), Wanted(logprobs=True, top_n=2, generated_tokens=True))
 
     assert detail.top_ids == tuple(range(8))
 
 
-def test_without_logprobs_alternatives_are_sorted_by_id() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_without_logprobs_alternatives_are_sorted_by_id(ops: str) -> None:
     scores = torch.zeros(1, VOCAB)
     scores[0, [30, 10]] = torch.tensor([9.0, 8.0])
 
-    detail = details_of(scores, Wanted(top_n=2, generated_tokens=True))
+    detail = details_of(ops, scores, Wanted(top_n=2, generated_tokens=True))
 
     assert detail == TokenDetail(top_ids=(10, 30), top_logprobs=(0.0, 0.0))
 
 
-def test_dropped_tokens_are_not_alternatives() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_dropped_tokens_are_not_alternatives(ops: str) -> None:
     param = SamplingParams(temperature=1.0, top_k=2)
 
-    detail = details_of(logits_of(3), Wanted(logprobs=True, top_n=5, generated_tokens=True), param)
+    detail = details_of(ops, logits_of(3), Wanted(logprobs=True, top_n=5, generated_tokens=True), param)
 
     assert len(detail.top_ids) == 2
 
 
-def test_with_top_k_1_the_logprob_is_0_and_the_rank_is_1() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_with_top_k_1_the_logprob_is_0_and_the_rank_is_1(ops: str) -> None:
     param = SamplingParams(temperature=1.0, top_k=1)
 
-    detail = details_of(logits_of(3), Wanted(logprobs=True, ranks=True, generated_tokens=True), param)
+    detail = details_of(ops, logits_of(3), Wanted(logprobs=True, ranks=True, generated_tokens=True), param)
 
     assert detail == TokenDetail(logprob=0.0, rank=1)
 
 
-def test_if_more_alternatives_than_tokens_are_requested_all_tokens_are_returned() -> None:
-    detail = details_of(logits_of(3), Wanted(logprobs=True, top_n=10 * VOCAB, generated_tokens=True))
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_if_more_alternatives_than_tokens_are_requested_all_tokens_are_returned(ops: str) -> None:
+    detail = details_of(ops, logits_of(3), Wanted(logprobs=True, top_n=10 * VOCAB, generated_tokens=True))
 
     assert sorted(detail.top_ids) == list(range(VOCAB))
 
 
-def test_each_row_has_its_own_number_of_alternatives() -> None:
+@pytest.mark.parametrize("ops", implementations.ALL)
+def test_each_row_has_its_own_number_of_alternatives(ops: str) -> None:
     from tgis_server.engines.sampling.details import to_messages
 
     wanted = [Wanted(logprobs=True, top_n=n, ranks=True, generated_tokens=True) for n in (0, 1, 5)]
-    chooser = sampler()
+    chooser = make_sampler(ops, VOCAB)
 
     rows = [SamplingRow(i, 0, SamplingParams(), one) for i, one in enumerate(wanted)]
     sampled = chooser.sample(logits_of(4, 3), rows)

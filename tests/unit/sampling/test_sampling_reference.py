@@ -31,10 +31,11 @@ from transformers import (  # noqa: E402
     TypicalLogitsWarper,
 )
 
+import implementations  # noqa: E402
 import sampling_reference as reference  # noqa: E402
+from implementations import make_sampler  # noqa: E402
+from tgis_server.engines.sampling.api import Sampled, SamplingRow  # noqa: E402
 from tgis_server.engines.sampling.details import to_messages  # noqa: E402
-from tgis_server.engines.sampling.sampler import Sampled, Sampler, SamplingRow  # noqa: E402
-from tgis_server.engines.sampling.staging import Staging  # noqa: E402
 from tgis_server.wire.messages import LengthPenalty, SamplingParams, TokenDetail, Wanted  # noqa: E402
 
 SETTINGS = settings(deadline=None, max_examples=100)
@@ -67,10 +68,10 @@ class CaseBatch:
 
     cases: list[Case]
 
-    def sample(self) -> tuple[Sampled, list[TokenDetail]]:
+    def sample(self, ops: str) -> tuple[Sampled, list[TokenDetail]]:
         """Sample all rows in one batch."""
         vocab_size = len(self.cases[0].logits)
-        sampler = Sampler(vocab_size, Staging(torch.device("cpu")))
+        sampler = make_sampler(ops, vocab_size)
         for slot, case in enumerate(self.cases):
             sampler.start(slot, case.seen, case.params)
         rows = [
@@ -133,25 +134,27 @@ def processed(batch: CaseBatch) -> list[reference.Reference]:
     return [reference.process(c.logits, c.seen, c.index, c.params, c.end_ids) for c in batch.cases]
 
 
+@pytest.mark.parametrize("ops", implementations.ALL)
 @SETTINGS
-@given(batches())
-def test_each_row_equals_the_contracts_text_in_float64(batch: CaseBatch) -> None:
+@given(batch=batches())
+def test_each_row_equals_the_contracts_text_in_float64(ops: str, batch: CaseBatch) -> None:
     results = processed(batch)
     expected = [
         reference.choose(result, c.params, c.seed, c.index) for result, c in zip(results, batch.cases, strict=True)
     ]
     assume(all(result.is_clear for result in results))
 
-    sampled, _ = batch.sample()
+    sampled, _ = batch.sample(ops)
 
     assert sampled.ids.tolist() == expected
     np.testing.assert_allclose(sampled.scores, np.stack([r.scores for r in results]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("ops", implementations.ALL)
 @SETTINGS
-@given(batches())
-def test_details_describe_the_processed_scores(batch: CaseBatch) -> None:
-    sampled, messages = batch.sample()
+@given(batch=batches())
+def test_details_describe_the_processed_scores(ops: str, batch: CaseBatch) -> None:
+    sampled, messages = batch.sample(ops)
 
     for token_id, row, case, message in zip(
         sampled.ids.tolist(), sampled.scores.double().numpy(), batch.cases, messages, strict=True
@@ -166,13 +169,14 @@ def test_details_describe_the_processed_scores(batch: CaseBatch) -> None:
         )
 
 
+@pytest.mark.parametrize("ops", implementations.ALL)
 @SETTINGS
-@given(batches())
-def test_other_rows_change_nothing(batch: CaseBatch) -> None:
-    sampled, messages = batch.sample()
+@given(batch=batches())
+def test_other_rows_change_nothing(ops: str, batch: CaseBatch) -> None:
+    sampled, messages = batch.sample(ops)
 
     for row, case in enumerate(batch.cases):
-        alone, alone_messages = CaseBatch([case]).sample()
+        alone, alone_messages = CaseBatch([case]).sample(ops)
         assert torch.equal(alone.ids[0], sampled.ids[row])
         assert torch.equal(alone.scores[0], sampled.scores[row])
         assert alone_messages == messages[row : row + 1]
@@ -199,12 +203,13 @@ def transformers_scores(case: Case) -> Any:
     return scores[0]
 
 
+@pytest.mark.parametrize("ops", implementations.ALL)
 @SETTINGS
-@given(batches(max_rows=3))
-def test_each_row_equals_transformers(batch: CaseBatch) -> None:
+@given(batch=batches(max_rows=3))
+def test_each_row_equals_transformers(ops: str, batch: CaseBatch) -> None:
     assume(all(result.is_clear for result in processed(batch)))
 
-    sampled, _ = batch.sample()
+    sampled, _ = batch.sample(ops)
 
     for row, case in zip(sampled.scores, batch.cases, strict=True):
         theirs = transformers_scores(case)

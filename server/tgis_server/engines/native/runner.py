@@ -23,9 +23,12 @@ from tgis_server.engines.native.decoder_slots import DecoderSlots
 from tgis_server.engines.native.encoder_slots import EncoderSlots
 from tgis_server.engines.native.loading import LoadedModel, load
 from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
-from tgis_server.engines.sampling.details import DetailTensors, compute_details, to_messages
-from tgis_server.engines.sampling.sampler import Sampled, Sampler
+from tgis_server.engines.sampling.api import Sampled
+from tgis_server.engines.sampling.details import DetailTensors, to_messages
+from tgis_server.engines.sampling.finite import are_finite
+from tgis_server.engines.sampling.sampler import Sampler
 from tgis_server.engines.sampling.staging import Staging
+from tgis_server.engines.sampling.torch_ops import TorchSampling
 from tgis_server.errors import OutOfMemory
 from tgis_server.host.allocation import ALLOCATION_FAILED
 from tgis_server.options import Fault
@@ -102,7 +105,8 @@ class NativeRunner:
             self._encoders = EncoderSlots(loaded.num_slots, max_blocks, model, loaded.ops, loaded.cache, self._staging)
         modifiers = list(model.modifiers.values())
         self._builder = BatchBuilder(self._slots, loaded.ops, loaded.cache, modifiers, self._staging, self._encoders)
-        self._sampler = Sampler(loaded.spec.vocab_size, self._staging)
+        vocab_size = loaded.spec.vocab_size
+        self._sampler = Sampler(vocab_size, self._staging, TorchSampling(vocab_size, self._staging))
 
     @classmethod
     def load(cls, run: Run, rank: int, progress: Progress) -> NativeRunner:
@@ -206,12 +210,11 @@ class NativeRunner:
         if logits is None:
             ids = torch.empty(len(batch.sample_rows), dtype=torch.int64, device=self._device)
         else:
-            is_finite = are_finite(logits)
-            rows = [(row, i, i + 1) for i, row in enumerate(batch.sample_rows)]
-            step.checks.append(FiniteCheck(self._staging.fetch(is_finite), rows))
             allowed = {i: masks[row] for i, row in enumerate(batch.sample_rows) if row in masks} if masks else None
             sampled = self._sampler.sample(logits, batch.sampling, allowed)
             ids = sampled.ids
+            rows = [(row, i, i + 1) for i, row in enumerate(batch.sample_rows)]
+            step.checks.append(FiniteCheck(self._staging.fetch(sampled.is_finite), rows))
             step.detail_rows = sampled.detail_rows
             step.wanted = [batch.sampling[i].wanted for i in sampled.detail_rows]
             if sampled.details is not None:
@@ -245,22 +248,11 @@ class NativeRunner:
             logits = self._decoder.logits(hidden[first : first + len(following)])
             if logits is None:
                 continue
-            is_finite = self._staging.fetch(are_finite(logits))
-            step.checks.append(FiniteCheck(is_finite, [(part.row, 0, len(following))]))
             ids = self._staging.put(np.asarray(following), torch.int64)
-            top_n = part.wanted.top_n
-            counts = self._staging.put([top_n] * len(following), torch.int64)[:, None] if top_n else None
-            tensors = compute_details(logits, ids, counts, top_n).map(self._staging.fetch)
+            is_finite, details = self._sampler.describe(logits, ids, part.wanted.top_n)
+            step.checks.append(FiniteCheck(self._staging.fetch(is_finite), [(part.row, 0, len(following))]))
+            tensors = details.map(self._staging.fetch)
             step.prompt_details.append(PromptDetails(part.row, [part.wanted] * len(following), tensors))
-
-
-def are_finite(values: Tensor) -> Tensor:
-    """(rows, n) -> (rows,) bool: whether all values of a row are finite.
-
-    Summing a row shows this in one pass over its values. A sum of finite values can overflow too, but only if they are
-    near 1e34, which is not a plausible logit.
-    """
-    return values.sum(-1, dtype=torch.float32).isfinite()
 
 
 def _event() -> torch.cuda.Event:

@@ -35,9 +35,13 @@ def mask_ends_(scores: Tensor, rows: Tensor, end_ids: Tensor) -> None:
 
 
 def raise_ends_(scores: Tensor, rows: Tensor, end_ids: Tensor, growth: Tensor) -> None:
-    """Length penalty: end += abs(end) * growth. ``growth``: (rows, 1), decay_factor ** t - 1, at least 0."""
+    """Length penalty: end += abs(end) * growth, unless the end is dropped.
+
+    ``growth``: (rows, 1), decay_factor ** t - 1, at least 0.
+    """
     ends = scores[rows[:, None], end_ids[None]]
-    scores[rows[:, None], end_ids[None]] = ends + ends.abs() * growth
+    raised = torch.where(ends > float("-inf"), ends + ends.abs() * growth, ends)  # not -inf + inf
+    scores[rows[:, None], end_ids[None]] = raised
 
 
 def penalize_repetition(scores: Tensor, is_seen: Tensor, penalty: Tensor) -> Tensor:

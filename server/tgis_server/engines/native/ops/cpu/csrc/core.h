@@ -150,6 +150,40 @@ template <class E, class Args> E* layer_of(const Args& args, const Step& step) {
                                           : step.buffers[args.scratch].data);
 }
 
+enum class Choice : int32_t { greedy = 0, sampled = 1, given = 2 };
+
+// How one row's token is chosen; see engines/sampling/api.py for the order and the meaning of the steps.
+struct SamplingRow {
+  int64_t allowed;              // its line of `allowed`; -1: all ids are allowed
+  int64_t seen;                 // its line of `seen`; -1: no penalty
+  int64_t first_end, num_ends;  // of `end_ids`; none: these ids are like others
+  int64_t top_k;                // 0: off
+  int64_t top_n;                // alternatives in the details
+  int64_t detail;               // index of the row's details; -1: none
+  double top_p, typical_p;      // 1: off
+  double draw;                  // in [0, 1)
+  float end_growth;             // relative to the scores' absolute values; negative: ends are dropped
+  float penalty, temperature;
+  Choice choice;                // given: only the details are wanted
+};
+
+struct SamplingArgs {
+  const SamplingRow* rows;
+  int64_t num_rows, vocab_size;  // at most 2^24 ids
+  float* scores;                 // the rows' logits; after the call, dropped ids are -inf
+  int64_t stride;                // elements between the rows of `scores`
+  const uint8_t* allowed;        // lines of a bit for each id, whole bytes
+  const uint8_t* seen;           // lines of a byte for each id
+  const int64_t* end_ids;
+  int64_t* ids;                  // of each row; read if given
+  uint8_t* is_finite;            // of each row: all its logits are
+  float* logprobs;               // of each detail, as are the next three
+  int64_t* ranks;
+  int64_t* top_ids;              // `width` in ascending order, those that are not used -1
+  float* top_logprobs;
+  int64_t width;
+};
+
 // The implementation for one instruction set.
 struct Kernels {
   const char* name;
@@ -158,6 +192,7 @@ struct Kernels {
   // Packs columns [first, last) of blocks of kColumns outputs. `weight`: (outputs, inputs), rows `stride` elements apart.
   void (*pack)(Dtype, const void* weight, int64_t stride, int64_t num_inputs, int64_t num_outputs, int64_t first,
                int64_t last, void* packed);
+  void (*sample)(const SamplingArgs&, int64_t row);
   OpPtr (*linear)(const LinearArgs&);
   OpPtr (*norm)(const NormArgs&);
   OpPtr (*activation)(const ActivationArgs&);

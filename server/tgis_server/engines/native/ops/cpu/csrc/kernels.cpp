@@ -6,6 +6,7 @@
 #include "elementwise.h"
 #include "linear.h"
 #include "norm.h"
+#include "sampling.h"
 
 #define TGIS_TEXT(x) #x
 #define TGIS_NAME(x) TGIS_TEXT(x)
@@ -48,6 +49,7 @@ const Kernels kernels{
         pack(static_cast<const E*>(weight), stride, num_inputs, num_outputs, first, last, static_cast<E*>(packed));
       });
     },
+    sample,
     [](const LinearArgs& args) { return make<Linear>(args, args.dtype); },
     [](const NormArgs& args) { return make<Norm>(args, args.dtype); },
     [](const ActivationArgs& args) {

@@ -81,6 +81,13 @@ void tgis_pack(const Kernels* kernels, int32_t dtype, const void* weight, int64_
       kernels->pack(Dtype(dtype), weight, stride, num_inputs, num_outputs, block, block + 1, packed);
   });
 }
+void tgis_sample(const Kernels* kernels, const SamplingArgs* args, int32_t num_threads) {
+  std::atomic<int64_t> next{0};
+  std::lock_guard lock(team_mutex);
+  team_of(num_threads).run([&](int) {
+    for (int64_t row; (row = next.fetch_add(1)) < args->num_rows;) kernels->sample(*args, row);
+  });
+}
 Program* tgis_new_program(const Kernels* kernels) { return new Program(*kernels); }
 void tgis_delete_program(Program* program) { delete program; }
 int64_t tgis_num_ops(const Program* program) { return int64_t(program->ops.size()); }
