@@ -25,6 +25,9 @@ for folder in (
     sys.path.insert(0, str(HERE / folder))
 pytest_plugins = ["cost", "groups"]
 
+# If jsonschema can import this, it compiles 38 grammars, of addresses that no schema here has: seconds in every worker.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
 RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 IGNORED = pytest.StashKey[list[int]]()
 
