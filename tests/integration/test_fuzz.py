@@ -249,8 +249,7 @@ def count_bytes(server: Any) -> int:
     return sum(process.memory_full_info().uss for process in processes_of(server))
 
 
-@pytest.mark.serial
-@pytest.mark.parametrize("num_examples", [10, pytest.param(100, marks=pytest.mark.acceptance)])
+@pytest.mark.parametrize("num_examples", [10, pytest.param(100, marks=[pytest.mark.acceptance, pytest.mark.serial])])
 def test_extreme_messages_and_bytes_that_are_not_messages_leave_nothing_behind(
     launch: Launch, num_examples: int
 ) -> None:
