@@ -127,7 +127,11 @@ class Program:
             if first < last:
                 self._library.tgis_run(self._handle, first, last, step)
             if then is not None:
-                then.function(view(then.value))
+                value = view(then.value)
+                dense = value.contiguous()  # as functions such as gloo's expect; lines of buffers are padded
+                then.function(dense)
+                if dense is not value:
+                    value.copy_(dense)
 
 
 def place(recording: Recording, pinned: list[Value]) -> list[int]:
