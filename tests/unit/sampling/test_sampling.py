@@ -202,6 +202,17 @@ def test_a_huge_length_penalty_ends_the_sequence(ops: str) -> None:
 
 
 @pytest.mark.parametrize("ops", implementations.ALL)
+def test_a_length_penalty_does_not_raise_an_end_that_a_mask_forbids(ops: str) -> None:
+    param = SamplingParams(temperature=1.0, length_penalty=LengthPenalty(start_index=0, decay_factor=2.0))
+    rows = [SamplingRow(0, 5, param, NOTHING, end_ids=ENDS)]
+
+    sampled = make_sampler(ops, VOCAB).sample(logits_of(3), rows, {0: bytes([0b11])})
+
+    assert kept(sampled.scores) == [{0, 1}]
+    assert not sampled.scores.isnan().any()
+
+
+@pytest.mark.parametrize("ops", implementations.ALL)
 def test_each_row_has_its_own_end_ids(ops: str) -> None:
     masked = SamplingParams(min_new_tokens=1)
     raised = SamplingParams(length_penalty=LengthPenalty(start_index=0, decay_factor=2.0))
