@@ -1,8 +1,8 @@
 #!/bin/sh
 # Deploys a model of deployment/models and waits until it serves. `deploy_model.sh --help` describes the options.
 #
-# Nothing is applied before everything has been checked: arguments, kubectl, the cluster, the namespace, the objects and
-# permissions, by a dry run on the server, and the claims, Secrets and ConfigMaps that pods need.
+# Nothing is applied before everything has been checked: arguments, kubectl, the cluster, the namespace, objects and
+# permissions (by a dry run on the server), and the claims, Secrets and ConfigMaps that the pods need.
 set -eu
 
 DONE=0 NOT_SERVING=1 WRONG_USAGE=2 NO_CLUSTER=3 REFUSED=4
@@ -15,16 +15,16 @@ usage: deploy_model.sh MODEL [--dry-run] [--image IMAGE] [--namespace NAME] [--c
 Deploys deployment/models/MODEL, and waits until it serves.
 
   --dry-run          show what would change, and change nothing
-  --image IMAGE      with a tag or digest; default: that of the manifests, tgis:VERSION
+  --image IMAGE      with a tag or digest; default: the one in the manifests, tgis:VERSION
   --namespace NAME   default: the context's namespace
   --context NAME     default: kubectl's current context
   --timeout SECONDS  give up earlier than the Deployment's progressDeadlineSeconds (a StatefulSet has none: after an
                      hour); what was applied stays
   --help
 
-Exit codes: 0 it serves, or a dry run showed what would change; 1 it was applied, but does not serve; 2 wrong arguments;
-3 no usable kubectl, cluster or namespace, no permission, or no claim, Secret or ConfigMap of a name that the pods need;
-4 the cluster refused the objects. With 2 and 3, and with 4 unless the message says so, nothing was applied.
+Exit codes: 0 the model serves, or a dry run showed what would change; 1 it was applied, but does not serve; 2 wrong
+arguments; 3 no usable kubectl, cluster or namespace, no permission, or a missing claim, Secret or ConfigMap; 4 the
+cluster refused the objects. With 2 and 3, and with 4 unless the message says otherwise, nothing was applied.
 END
 }
 
@@ -33,7 +33,7 @@ fail() { # CODE SENTENCE
   exit "$1"
 }
 
-drop_log_lines() { # kubectl's own, before its sentence: E0102 15:04:05.678 90 memcache.go:265] …
+drop_log_lines() { # kubectl's own, before its message: E0102 15:04:05.678 90 memcache.go:265] …
   sed '/^[EIW][0-9]\{4\} .*\.go:[0-9]*\]/d'
 }
 
@@ -72,7 +72,7 @@ read_arguments() {
   [ -z "$image" ] || check_image
 }
 
-# As `tgis manifest --image` does; besides, no character that YAML would understand.
+# As `tgis manifest --image` does; in addition, no character may have a meaning in YAML.
 check_image() {
   case $image in
     */ | *//* | *[!A-Za-z0-9._:/@-]*) fail $WRONG_USAGE "--image $image is not a name with a tag or digest, such as registry/tgis:0.1.0." ;;
@@ -133,7 +133,7 @@ check_namespace() {
   problem=$(cluster get namespace "$namespace" -o name 2>&1 >/dev/null) && return
   case $problem in
     *NotFound*) fail $NO_CLUSTER "The cluster has no namespace $namespace: create it with \`kubectl create namespace $namespace\`, or name another with --namespace." ;;
-    *Forbidden*) ;; # some clusters let nobody look at namespaces; what matters comes next
+    *Forbidden*) ;; # some clusters let nobody look at namespaces; the checks that matter follow
     *) fail $NO_CLUSTER "The cluster of context $context does not answer: $(printf '%s\n' "$problem" | drop_log_lines)" ;;
   esac
 }
@@ -197,8 +197,8 @@ find_objects() { # KIND, as a pattern
   printf '%s\n' "$objects" | grep -E "^$1/"
 }
 
-# Pods without them would wait for ever. What the folder makes itself is left out, and so is what an operator makes from
-# an object of it: SealedSecret/NAME, ExternalSecret/NAME.
+# Pods would wait for them forever. Objects that the folder itself creates are left out, and so are those that an
+# operator creates from one of them: SealedSecret/NAME, ExternalSecret/NAME.
 check_needs() {
   needed=$(printf '%s\n' "$objects" | sed -n 's/^needs //p' | sort -u | while read -r each; do
     printf '%s\n' "$objects" | grep -q "^[A-Za-z]*$each\$" || printf '%s ' "$each"
@@ -211,8 +211,8 @@ check_needs() {
     fail $NO_CLUSTER "Namespace $namespace lacks what the pods need, and nothing was applied: $missing. docs/kubernetes.md shows how to create it."
 }
 
-# Sets $undo to what goes back to the pods of now. `rollout undo` without a revision goes back one too far if pods do not
-# change this time; `delete` would end an older version that serves.
+# Sets $undo to the command that brings back the present pods. Without a revision, `rollout undo` goes back one too far
+# if the pods do not change this time; `delete` would end an older version that serves.
 remember_state() {
   case $workload in
     statefulset*) path='{.status.updateRevision}' ;;
@@ -271,7 +271,7 @@ WHY='{{define "ended"}}  it ended with exit code {{.exitCode}}{{with .reason}} (
 REVISIONS='{{range .items}}{{index .metadata.annotations "deployment.kubernetes.io/revision"}} {{index .metadata.labels "pod-template-hash"}}{{"\n"}}{{end}}'
 NOT_CREATED='{{range .status.conditions}}{{if and (eq .type "ReplicaFailure") (eq .status "True")}}{{.message}}{{end}}{{end}}'
 
-# The pods of an older revision may be failing: that may be why a new one is deployed.
+# Not those of older revisions, which may be failing: that may be why a new one is deployed.
 list_new_pods() {
   case $workload in
     statefulset*) revision=controller-revision-hash=$(cluster get "$workload" -o 'jsonpath={.status.updateRevision}') ;;
@@ -281,7 +281,7 @@ list_new_pods() {
   cluster get pods -l "$selector$revision" -o "go-template=$PODS"
 }
 
-# A pod in one of these states has failed more than once, or nothing but a change of its specification helps.
+# A pod in one of these states has failed more than once, or only a change to its specification helps.
 find_hopeless() { # pods on stdin
   grep -m 1 -E ' (CrashLoopBackOff|ImagePullBackOff|InvalidImageName|ErrImageNeverPull|CreateContainerConfigError)' | cut -d ' ' -f 1
 }
@@ -326,7 +326,7 @@ wait_until_served() {
       *'successfully rolled out'* | *'rolling update complete'*) printf '%4d s  %s\n' "$elapsed_s" "$line" && return ;;
     esac
     pods=$(list_new_pods 2>/dev/null) || pods=''
-    case $failures-$line in # kubectl fails when progressDeadlineSeconds are over, or if the cluster does not answer
+    case $failures-$line in # kubectl fails when progressDeadlineSeconds is exceeded, or if the cluster does not answer
       0-*) ;;
       *'exceeded its progress deadline'*) give_up "$model does not serve: $line." "$(printf '%s\n' "$pods" | find_unready)" ;;
       $MAX_FAILURES-*) give_up "It is not known whether $model serves: $line." '' ;;

@@ -41,7 +41,7 @@ Table = dict[str, Any]
 
 @contextmanager
 def a_cache(models: Mapping[str, Table]) -> Iterator[dict[str, str]]:
-    """An environment whose cache has every model: its config.json, and weights that are all hole."""
+    """An environment whose cache has every model: its config.json, and weights without data, as sparse files."""
     with tempfile.TemporaryDirectory(prefix="tgis-deployment-") as folder:
         for model in models.values():
             if "config" in model:
@@ -68,7 +68,7 @@ def add_model(cache: Path, model: Table) -> None:
 
 
 def lay_out_weights(snapshot: Path, summary: ModelSummary) -> None:
-    """Files with the headers of the weights and a hole in place of the data, cut as transformers cuts them."""
+    """Files with the headers of the weights and a hole in place of the data, split as transformers does it."""
     assert summary.dtype is not None, "every config in the table has torch_dtype"
     dtype, item_bytes = TENSOR_DTYPES[summary.dtype]
     files: list[dict[str, StoredTensor]] = [{}]
@@ -109,7 +109,7 @@ class Generator:
         return manifest, f"# {write_command(model, target, {**flags, **wanted})} --output DIR\n"
 
     def find_model(self, entry: Table) -> str | None:
-        """The model's name on the hub; ``None``: the demo model."""
+        """The model's name on the hub; ``None`` for the demo model."""
         entry = self.table["models"][entry["like"]] if "like" in entry else entry
         model: str | None = entry.get("model")
         return model
@@ -156,7 +156,7 @@ def identify(item: Explained) -> Table:
 
 
 def merge(one: Table, other: Table) -> Table:
-    """An entry of the table with what an overlay of it changes."""
+    """An entry of the table with the changes of an overlay."""
     tables = {key: one.get(key, {}) | other.get(key, {}) for key in ("wanted", "flags")}
     return {"like": one["like"], **tables}
 
@@ -181,7 +181,7 @@ def find_folders(made: Path) -> list[Path]:
 
 
 def replace_folders(target: Path, made: Path) -> None:
-    """Put the generated folders in the place of earlier ones; those of other names stay."""
+    """Replace the earlier generated folders; folders with other names stay."""
     for folder in find_folders(made):
         shutil.rmtree(target / folder, ignore_errors=True)
         shutil.copytree(made / folder, target / folder)

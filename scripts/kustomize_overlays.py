@@ -10,7 +10,7 @@ from tgis_cli.manifest.explained import Explained, strip
 
 
 def make_patch(before: Any, after: Any, path: str = "") -> list[Any]:
-    """The operations from one value to another, with the reasons for the new one; empty: they are the same."""
+    """The operations from one value to another, with the reasons for the new one; empty if they are equal."""
     if strip(before) == strip(after):
         return []
     old, new = (each.value if isinstance(each, Explained) else each for each in (before, after))

@@ -23,7 +23,7 @@ BEGIN, END = "<!-- panels: made by `make docs` -->\n", "<!-- end of panels -->\n
 NUM_COLUMNS = 24
 HEIGHT = 8
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-CHOSEN = 'namespace=~"$namespace",job=~"$job",pod=~"$pod"'  # on a bare machine these labels are missing: .* matches
+CHOSEN = 'namespace=~"$namespace",job=~"$job",pod=~"$pod"'  # outside Kubernetes these labels are missing: .* matches
 EACH = "namespace, job, pod, instance"
 REPLICA = "{{pod}} {{instance}}"
 
@@ -41,7 +41,7 @@ class Panel:
 
 
 def stat(title: str, shows: str, unit: str, expr: str) -> Panel:
-    """One number, of all chosen replicas together."""
+    """One number, for all chosen replicas together."""
     return Panel(title, shows, unit, {title.lower(): expr}, "stat", 3)
 
 
@@ -54,7 +54,7 @@ def rate(metric: str, *matchers: str) -> str:
 
 
 def total(metric: str, *matchers: str) -> str:
-    """The rate of a counter, of all chosen replicas together."""
+    """The rate of a counter, summed over all chosen replicas."""
     return f"sum({rate(metric, *matchers)})"
 
 
@@ -92,7 +92,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         stat("Ready", "Replicas that serve.", "short", f"sum({select('tgi_ready')})"),
         stat("Calls", "Generation calls per second.", "reqps", CALLS),
         stat("Failed", "Share of the calls that the server failed to answer.", "percentunit", ratio(FAILED, CALLS)),
-        stat("Refused", "Share of the calls refused as overload.", "percentunit", ratio(REFUSED, CALLS)),
+        stat("Refused", "Share of the calls refused because of overload.", "percentunit", ratio(REFUSED, CALLS)),
         stat("Tokens", "Generated tokens per second.", "short", NEW_TOKENS),
         stat("First token", "95th percentile of the time to the first token.", "s", quantile(0.95, TIME_TO_FIRST)),
         stat("Waiting", "Sequences in the queue.", "short", f"sum({select('tgi_queue_size')})"),
@@ -121,13 +121,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Answers",
-            "Answered inputs per second, by what ended them.",
+            "Answered inputs per second by stop reason.",
             "reqps",
             {"{{stop_reason}}": by("stop_reason", "tgi_request_success_total")},
         ),
         Panel(
             "Tokens per second",
-            "Prompt tokens computed, prompt tokens found in the prefix cache, tokens generated.",
+            "Prompt tokens computed, prompt tokens found in the prefix cache, and tokens generated.",
             "short",
             {
                 "computed": total("tgi_batch_next_tokens_sum"),
@@ -137,7 +137,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Inputs in progress",
-            "Inputs in progress, and how many there may be (--max-concurrent-requests); further calls are refused.",
+            "Inputs in progress, and their limit (--max-concurrent-requests); calls beyond it are refused.",
             "short",
             {f"held {REPLICA}": each("tgi_permits_held"), f"limit {REPLICA}": each("tgi_max_concurrent_requests")},
         ),
@@ -156,7 +156,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Ended clients",
-            "Calls and connections per second that were ended because their client was too slow or too greedy.",
+            "Calls and connections per second that were closed because the client was too slow or too greedy.",
             "reqps",
             {"{{reason}}": by("reason", "tgi_abort_count_total")},
         ),
@@ -185,7 +185,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Queue length", "Sequences that wait for a slot.", "short", {REPLICA: each("tgi_queue_size")}),
         Panel(
             "Running sequences",
-            "Sequences in the batch, and how many there may be (--max-batch-size).",
+            "Sequences in the batch, and their limit (--max-batch-size).",
             "short",
             {f"running {REPLICA}": each("tgi_batch_current_size"), f"limit {REPLICA}": each("tgi_max_batch_size")},
         ),
@@ -198,11 +198,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 f"{by('method', 'tgi_batch_inference_batch_size_count')}"
             },
         ),
-        Panel("Step", "Time of the model and of sampling in a step.", "s", quantiles("tgi_step_device_duration")),
-        Panel("Scheduler", "Time in which a step is planned.", "s", quantiles("tgi_step_scheduler_duration")),
+        Panel("Step", "Time that the model and sampling take in a step.", "s", quantiles("tgi_step_device_duration")),
+        Panel("Scheduler", "Time to plan a step.", "s", quantiles("tgi_step_scheduler_duration")),
         Panel(
             "Steps per second",
-            "Steps by what they computed; one that does both counts twice.",
+            "Steps that prefill and steps that decode; one that does both counts twice.",
             "short",
             {"{{method}}": by("method", "tgi_batch_inference_count_total")},
         ),
@@ -216,7 +216,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Blocks in the prefix cache",
-            "Share of the KV blocks whose content can be found again.",
+            "Share of the KV blocks whose content can be reused.",
             "percentunit",
             {REPLICA: f"{each('tgi_prefix_cache_blocks')} / {each('tgi_kv_blocks_total')}"},
         ),
@@ -233,7 +233,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Preemptions",
-            "Sequences per second that were preempted because KV blocks ran out; they are computed again later.",
+            "Sequences per second that were preempted because KV blocks ran out; they are recomputed later.",
             "short",
             {REPLICA: by(EACH, "tgi_preemption_count_total")},
         ),
@@ -247,7 +247,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Processes": (
         Panel(
             "Memory",
-            "Resident memory of each process; pages shared by several count in each.",
+            "Resident memory of each process; shared pages count in every process.",
             "bytes",
             {"{{process}} " + REPLICA: f"sum by ({EACH}, process) ({select('tgi_process_resident_memory_bytes')})"},
         ),
@@ -259,12 +259,17 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Bytes of calls",
-            "Requests in progress and answers being sent; at "
+            "Bytes of requests in progress and of answers being sent; at "
             f"{format_bytes(MAX_BYTES_HELD)} calls wait or are refused.",
             "bytes",
             {REPLICA: each("tgi_bytes_held")},
         ),
-        Panel("Calls", "Calls of any kind without an answer yet.", "short", {REPLICA: each("tgi_calls_in_flight")}),
+        Panel(
+            "Calls",
+            "Calls of any kind that have not been answered yet.",
+            "short",
+            {REPLICA: each("tgi_calls_in_flight")},
+        ),
         Panel("Draining", "1 while a replica drains.", "short", {REPLICA: each("tgi_draining")}),
         Panel(
             "Certificate",
@@ -289,7 +294,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Restarts",
-            "How often the front-end started again within an hour.",
+            "How often the front-end restarted within an hour.",
             "short",
             {REPLICA: f"sum by ({EACH}) (changes({FRONTEND_STARTS}[1h]))"},
         ),

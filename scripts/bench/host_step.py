@@ -50,7 +50,7 @@ def measure(arguments: argparse.Namespace) -> None:
     num_rows, length = arguments.rows, arguments.length
     device = torch.device(arguments.device)
     max_blocks = -(-(length + arguments.steps) // BLOCK_SIZE) + 1
-    staging, ops = Staging(device), TimedPlan(select_ops(device, torch.bfloat16))
+    staging, ops = Staging(device), TimedPlan(select_ops(device, torch.bfloat16, "auto", lambda *_: None)[0])
     cache = ops.make_cache(CacheShape(1, num_rows * max_blocks, BLOCK_SIZE, HEADS))
     slots = DecoderSlots(num_rows, max_blocks, staging)
     builder = BatchBuilder(slots, ops, cache, [AttentionModifiers(0.125, window=arguments.window)], staging)

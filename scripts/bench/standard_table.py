@@ -38,7 +38,7 @@ PROMPT, NEW, LONG_PROMPT = 128, 64, 512
 STREAMS = {DECODE: 1} | {row: streams for streams, row in BY_STREAMS.items()}
 CONTEXT = PROMPT + NEW // 2  # where a round of steps starts
 MEMORY_S = 0.5
-ATTACHED = "tgis_cli.attached"  # the module that is the launcher of a server of one command
+ATTACHED = "tgis_cli.attached"  # the module that launches a server for a single command
 
 
 def bench(*words: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def step(model: Path, row: str, rounds: int) -> float:
 
 
 def read_engine(row: str, figures: dict[tuple[str, str], float]) -> float:
-    """For several streams: all prompts computed one after the other, then decode steps of all rows."""
+    """For several streams: all prompts computed one after another, then decode steps of all rows."""
     if row == FIRST:
         return figures[f"prefill, {LONG_PROMPT} tokens", "time"]
     if row == DECODE:

@@ -1,9 +1,9 @@
 """Install TGIS inside a build container, and lay out the image's layers under /image.
 
-`Containerfile` runs this with the interpreter of the base. Only the standard library is available, and perhaps no
-shell. The image begins empty: it gets the interpreter with the libraries that it and the packages load, and the
-packages, without what serves only people or compilers. Nothing of it depends on the clock, the order of directories or
-the building machine, so that equal inputs give equal layers.
+`Containerfile` runs this with the base's interpreter. Only the standard library is available, and perhaps no shell. The
+image starts out empty: it gets the interpreter, the packages, and the libraries that these load, without what only
+people or compilers need. Nothing in it depends on the clock, the order of directory entries or the building machine, so
+equal inputs give equal layers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IMAGE = Path("/image")
 HOME = Path("/opt/tgis")  # the virtual environment, at the same path here and in the image
 USER_ID = 2000  # the user that the original's image has
 
-# Left out of the standard library: tests, graphical programs, and what installs packages.
+# Left out of the standard library: tests, graphical programs, and installers of packages.
 UNWANTED_MODULES = (
     *("test", "tests", "idlelib", "tkinter", "_tkinter*.so", "turtledemo", "turtle.py", "lib2to3", "ensurepip"),
     *("site-packages", "dist-packages", "config-*", "__pycache__", "_test*.so", "_ctypes_test*.so"),
@@ -44,8 +44,8 @@ SYSTEM_FILES = (  # copied if the base has them
     *("/etc/nsswitch.conf", "/etc/os-release", "/etc/ld.so.cache", "/etc/crypto-policies/back-ends/opensslcnf.config"),
     *("/etc/pki/tls/fips_local.cnf", "/etc/pki/tls/openssl.d", "/usr/lib/locale/C.utf8"),
 )
-MODES = {Path("tmp"): 0o1777, Path("models"): 0o775}  # other than those of all folders and files
-# pip's words for: the package index does not have this version.
+MODES = {Path("tmp"): 0o1777, Path("models"): 0o775}  # that differ from those of other folders and files
+# How pip says that the package index does not have this version.
 NOT_FOUND = ("No matching distribution", "Could not find a version")
 
 
@@ -86,9 +86,9 @@ def run(command: Sequence[object]) -> None:
     subprocess.run([str(word) for word in command], check=True)
 
 
-@functools.cache  # the first call comes before anything of the base is replaced
+@functools.cache  # first called before anything in the base is replaced
 def find_base_python() -> Path:
-    """The base's own interpreter, even where its `python3` is that of a virtual environment."""
+    """The base's own interpreter, even if its `python3` is in a virtual environment."""
     return Path(sys.executable).resolve()
 
 
@@ -135,13 +135,13 @@ class Pip:
 
 
 def make_pip(wheels: str) -> Pip:
-    """Take pip out of the folder of wheels if it is there, and else from the base."""
+    """Take pip from the folder of wheels if it is there, otherwise from the base."""
     folder = CONTEXT / wheels if wheels else None
     if folder is not None and not folder.is_dir():
         sys.exit(f"{wheels} is not a folder of the build context.")
     if folder is not None and (own := sorted(folder.glob("pip-*.whl"))):
         return Pip([find_base_python(), "-I", own[-1] / "pip"], folder)
-    place = Path("/tmp/pip")  # noqa: S108 - of a build container, which nobody shares
+    place = Path("/tmp/pip")  # noqa: S108 - in a build container, which nobody shares
     try:
         run([find_base_python(), "-I", "-m", "venv", place])
     except subprocess.CalledProcessError:
@@ -150,7 +150,7 @@ def make_pip(wheels: str) -> Pip:
 
 
 def install_torch(pip: Pip, build: str) -> None:
-    """Install PyTorch in the version of constraints.txt, as the build that is asked for."""
+    """Install the requested build of PyTorch, in the version that constraints.txt pins."""
     pinned = re.search(r"^torch==([\w.]+)", (CONTEXT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None, "constraints.txt pins torch"
     if build == "cuda":
@@ -171,7 +171,7 @@ def install_torch(pip: Pip, build: str) -> None:
 
 
 def tidy(site: Path) -> None:
-    """Remove tests, headers, other packages' programs, and what would tell of the building machine."""
+    """Remove tests, headers, other packages' programs, and traces of the building machine."""
     for path in UNWANTED_PATHS:
         shutil.rmtree(site / path, ignore_errors=True)
     for folder, folders, _ in os.walk(site):
@@ -205,14 +205,14 @@ def compile_packages(site: Path) -> None:
 def compile_folders(paths: Sequence[Path], strip: Path | None = None) -> None:
     """
     Args:
-        strip: where the paths begin that are in the image those without it.
+        strip: the start of the paths that they do not have in the image.
     """
     if paths:
         place = ["-s", strip, "-p", "/"] if strip else []
-        # Files are compared neither by time, which building twice would change, nor by content: nothing changes them.
+        # Python then checks neither a source's time, which a second build would change, nor its content, which stays.
         options = ["-qq", "--invalidation-mode", "unchecked-hash", *place]
         command = [find_base_python(), "-m", "compileall", *options, *paths]
-        # PyTorch has modules in the syntax of newer interpreters, which it imports only there: they remain as they are.
+        # PyTorch has modules in the syntax of newer interpreters, which it imports only there: they stay uncompiled.
         subprocess.run([str(word) for word in command], env=os.environ | {"PYTHONHASHSEED": "0"}, check=False)
 
 
@@ -220,7 +220,7 @@ def lay_out_packages(site: Path, of_torch: Container[str]) -> None:
     """Move every package to its layer, and copy the metadata for the SBOM.
 
     Args:
-        of_torch: the distributions that PyTorch brought: it and its requirements, by far the largest part.
+        of_torch: PyTorch and its requirements, by far the largest part.
     """
     for distribution in distributions(path=[str(site)]):
         metadata = site / find_metadata(distribution)
@@ -254,7 +254,7 @@ def list_files(distribution: Distribution) -> Iterator[Path]:
 
 
 def move(path: Path, layer: Path) -> None:
-    """Move a file to a layer, or a folder into what the layer has of it already."""
+    """Move a file to a layer, or merge a folder into the one that the layer has already."""
     target = layer / path.relative_to("/")
     if path.is_dir() and not path.is_symlink() and target.is_dir():
         for part in path.iterdir():
@@ -274,7 +274,7 @@ def remove_empty_folders(top: Path) -> None:
 
 
 def find_standard_library() -> set[Path]:
-    """Its folders: one, unless extensions have their own."""
+    """The folders of the standard library: one, unless extensions have their own."""
     return {Path(os.__file__).parent.resolve(), Path(sysconfig.get_config_var("DESTSHARED")).parent.resolve()}
 
 
@@ -302,14 +302,14 @@ def copy_libraries(root: Path, places: Iterable[Path]) -> None:
 
 
 def list_libraries(loader: Path, file: Path) -> list[Path]:
-    """What the loader would load with a file. A GPU driver is missing here, and comes with the node."""
+    """The libraries that the loader would load with a file. The GPU driver is not among them: the node brings it."""
     listed = subprocess.run([loader, "--list", file], capture_output=True, text=True, check=False).stdout
     return [Path(path) for path in re.findall(r"=> (/\S+) \(", listed)]
 
 
 def find_loaded_later(libraries: Iterable[Path]) -> Iterator[Path]:
-    """What libraries load by name while they run: glibc to cancel threads and to look up hosts and users, and OpenSSL
-    its providers, without which it does nothing on machines in FIPS mode."""
+    """Libraries that others load by name at run time: glibc, to cancel threads and to look up hosts and users; and
+    OpenSSL, which loads providers, without which it does nothing on machines in FIPS mode."""
     for folder in {library.parent for library in libraries}:
         for name in ("libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2", "ossl-modules/*.so"):
             yield from folder.glob(name)
@@ -335,7 +335,7 @@ def read_loader(program: Path) -> Path:
 
 
 def copy_system_files(root: Path) -> None:
-    """Copy certificates and system settings, and make the users and the folders that every container has."""
+    """Copy certificates and system settings, and create the users and the folders that every container has."""
     paths = ssl.get_default_verify_paths()
     settings = Path(paths.openssl_cafile).parent / "openssl.cnf"
     for path in (*SYSTEM_FILES, paths.openssl_cafile, paths.openssl_capath, str(settings)):
@@ -386,7 +386,7 @@ def copy_folder(folder: Path, root: Path, *unwanted: str) -> None:
 
 
 def make_models(model: str) -> None:
-    """Make /models, which every user of group 0 may fill if no volume is mounted there, with the baked-in model."""
+    """Make /models with the baked-in model. Any user in group 0 may write to it if no volume is mounted there."""
     target = IMAGE / "model/models"
     target.mkdir(parents=True)
     if model:

@@ -1,8 +1,8 @@
 """Build the wheel, the image and its SBOM; `make build` runs this.
 
-The wheel is built on this machine, and the image installs it. A build context is collected in .cache/image, with
-nothing but what the image needs, so neither uncommitted files nor folders elsewhere (`--wheels`, `--model`) matter to
-how it is done. Exits with 3 if this machine has no program that builds images: the wheel is built then.
+The wheel is built on this machine, and the image installs it. A build context with
+only what the image needs is collected in .cache/image, so `--wheels` and `--model` may name folders anywhere. Exits
+with 3 if this machine has no program that builds images; the wheel has been built then.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def find_problems(options: argparse.Namespace) -> Iterator[str]:
-    """What would fail only after minutes."""
+    """Problems that would otherwise show only after minutes."""
     for folder in (options.wheels, options.model):
         if folder and not folder.is_dir():
             yield f"{folder} is not a folder."
@@ -89,6 +89,8 @@ def build(options: argparse.Namespace) -> int:
     seconds, commit = read_commit()
     wheel = build_wheel(seconds)
     print(f"Built {wheel.relative_to(ROOT)}", flush=True)
+    if wheel.name.endswith("-any.whl"):
+        print("It has no compiled operations for CPUs: build on x86-64 with g++ or clang++.", file=sys.stderr, flush=True)
     if options.wheel_only:
         return 0
     if (tool := options.tool or find_tool()) is None:
@@ -132,7 +134,7 @@ def plan_build(
 
 
 def read_commit() -> tuple[int, str]:
-    """The time of the commit, or SOURCE_DATE_EPOCH, and its name, which says so if files have changed since."""
+    """The time of the commit, or SOURCE_DATE_EPOCH, and its hash, with `-dirty` if files have changed since."""
     git = ["git", "-C", str(ROOT)]
     shown = subprocess.run([*git, "log", "-1", "--format=%ct %h", "--abbrev=12"], capture_output=True, text=True)
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
@@ -157,10 +159,10 @@ def build_wheel(seconds: int) -> Path:
 
 @contextmanager
 def collect_context(wheel: Path, wheels: Path | None, model: Path | None) -> Iterator[Path]:
-    """A folder with what the image is built from: large files as hard links, where that is possible."""
+    """A folder with what the image is built from; large files are hard links where possible."""
     folders = {"wheels": wheels} | ({f"model/{model.resolve().name}": model} if model else {})
     CACHE.mkdir(parents=True, exist_ok=True)
-    place = os.environ.get("TMPDIR") or CACHE  # not /tmp, which is often small, and another disk than the model's
+    place = os.environ.get("TMPDIR") or CACHE  # not /tmp: it is often small, and not on the model's disk
     with tempfile.TemporaryDirectory(dir=place, prefix="context-") as folder:
         context = Path(folder, "context")
         for name in CONTEXT_FILES:
@@ -173,7 +175,7 @@ def collect_context(wheel: Path, wheels: Path | None, model: Path | None) -> Ite
 
 
 def digest_inputs(context: Path, settings: str) -> str:
-    """A digest of a build context: of small files' content, and the size and time of the large ones."""
+    """A digest of a build context: of the content of small files, and the size and time of large ones."""
     digest = hashlib.sha256(settings.encode())
     for path in sorted(path for path in context.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(context)).encode())
@@ -189,7 +191,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Other disks and file systems without hard links get copies; a link's content counts, not the link."""
+    """Copies where hard links are impossible; a symbolic link is replaced by the file that it leads to."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:

@@ -25,7 +25,7 @@ from pathlib import Path
 SIOCSIFFLAGS, IFF_UP_RUNNING = 0x8914, 0x41
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 DEVICES = ("null", "zero", "full", "random", "urandom")
-HOSTS = "127.0.0.1 localhost\n::1 localhost\n"  # which every container manager writes
+HOSTS = "127.0.0.1 localhost\n::1 localhost\n"  # as every container engine writes it
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.own_network:
         start_loopback()
-    libc = ctypes.CDLL(None, use_errno=True)  # which the image's file system would not have in the same place
+    libc = ctypes.CDLL(None, use_errno=True)  # before chroot: the image has it in another place
     mount_all(options.root, options.volume)
     os.chroot(options.root)
     os.chdir(os.environ.pop("WORKDIR", "/"))

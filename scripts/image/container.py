@@ -35,7 +35,7 @@ class Image:
 
 
 class Running:
-    """A container that runs, or ran."""
+    """A container that is running, or has ended."""
 
     def __init__(
         self, image: Image, process: subprocess.Popen[bytes], folder: Path, environ: Mapping[str, str]
@@ -50,7 +50,7 @@ class Running:
         return (self._folder / "termination-log").read_text(errors="replace")
 
     def find_first_process(self) -> int:
-        """Its process id on this machine."""
+        """The process id on this machine."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return int(children.split()[0])
 
@@ -82,7 +82,7 @@ class Running:
         return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
     def ready(self) -> dict[str, Any]:
-        """What /health/ready answers, asked from outside but in the container's network; empty: not ready."""
+        """The answer of /health/ready, asked from outside but in the container's network; empty if not ready."""
         with ThreadPoolExecutor(max_workers=1) as pool:  # a thread can join a network without its process
             return pool.submit(self._ask).result()
 
@@ -96,7 +96,7 @@ class Running:
             return {}
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait until a condition holds; no longer than the container runs."""
+        """Wait until a condition holds, at most as long as the container runs."""
         deadline = time.monotonic() + seconds
         while not (holds := condition()) and time.monotonic() < deadline and self.process.poll() is None:
             time.sleep(0.1)
@@ -115,7 +115,7 @@ def start(
     """Start a container, and kill it at the end.
 
     Args:
-        has_network: it has this machine's network, and else only a loopback interface.
+        has_network: whether it has this machine's network, not only a loopback interface.
     """
     with tempfile.TemporaryDirectory(prefix="tgis-trial-") as place:
         folder = Path(place)

@@ -1,7 +1,7 @@
-"""pip's settings on this machine, in the form in which a build container can have them.
+"""pip's settings on this machine, in a form that works in a build container.
 
-Where packages come from, certificates and proxies are settings of a site, not of the image: `build.py` mounts them
-while the image is built, as secrets because addresses may contain passwords.
+Package sources, certificates and proxies are settings of a site, not of the image: `build.py` mounts them while the
+image is built, as secrets, because addresses may contain passwords.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-# Those that say where packages are and how they are reached. Files become secrets with the names given here.
+# The settings that say where packages are and how to reach them. Files become secrets with the names given here.
 PLAIN = ("index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy", "timeout", "retries")
 FILES = {"cert": "ca", "client-cert": "client"}
 OF_INSTALL = (":env:", "install", "global")  # the sections that `pip install` reads; the first wins
@@ -66,7 +66,7 @@ def choose(listed: str) -> Iterator[tuple[str, str]]:
 
 
 def find_folders(places: Iterable[str]) -> Iterator[Path]:
-    """The folders of this machine among places of packages; in a local index, links may lead to its parent."""
+    """The local folders among package sources; links in a local index may lead to its parent."""
     for place in places:
         address = urlsplit(place)
         path = Path(unquote(address.path))

@@ -1,8 +1,8 @@
 """Build the image twice and try it; `make image-test` runs this, as root, on a Debian machine.
 
-It needs buildah, debootstrap, util-linux and what pip needs to find the packages, but no registry of images: the base
-is a small Debian, made once and kept in .cache/image. No mount or process remains, however this ends. Exits with 1 if a
-check fails, and with 2 if something is missing.
+It needs buildah, debootstrap, util-linux and settings with which pip finds the packages, but no image registry: the
+base is a small Debian, made once and kept in .cache/image. No mount or process remains, however this ends. Exits with 1
+if a check fails, and with 2 if something is missing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ORIGINAL = {  # the environment in the original's manifests
 def main() -> int:
     missing = sorted({package for program, package in PACKAGES.items() if shutil.which(program) is None})
     if missing or os.geteuid() != 0:
-        print(f"The image is tried as root, with {', '.join(sorted(set(PACKAGES.values())))}.", file=sys.stderr)
+        print(f"This test of the image needs root, and {', '.join(sorted(set(PACKAGES.values())))}.", file=sys.stderr)
         return 2
     if sys.argv[1:] != [INSIDE]:
         return run_inside()
@@ -72,7 +72,7 @@ def main() -> int:
         prepare_storage()
         try_all(trial)
     except (subprocess.SubprocessError, OSError) as error:
-        trial.check(f"the trial goes to its end: {error}", False)
+        trial.check(f"the trial runs to its end: {error}", False)
     print(f"\n{trial.num_passed} passed, {trial.num_failed} failed")
     return 1 if trial.num_failed else 0
 
@@ -95,7 +95,7 @@ def run_inside() -> int:
 
 
 def remove_folder(folder: Path) -> None:
-    """Processes of a killed trial may need a moment to end."""
+    """Remove a folder; processes of a killed trial may use it a moment longer."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -122,7 +122,7 @@ class Trial:
 
 
 def prepare_storage() -> None:
-    """Give buildah an empty place for images."""
+    """Give buildah empty storage for images."""
     (WORK / "tmp").mkdir(parents=True)
     configuration = WORK / "storage.conf"
     os.environ |= {
@@ -169,7 +169,7 @@ def try_all(trial: Trial) -> None:
 
 
 def make_base() -> None:
-    """Make the base: a small Debian with Python, as the folder that is cached, and as an image."""
+    """Make the base, a small Debian with Python: as a folder, which is cached, and as an image."""
     if not BASE_FOLDER.exists():
         print("Making the base image with debootstrap", flush=True)
         new = Path(tempfile.mkdtemp(dir=CACHE, prefix="base-new-"))
@@ -212,7 +212,7 @@ def mount_image(tag: str) -> Image:
 
 
 def print_layers(trial: Trial, tag: str) -> None:
-    """Print the size of each layer, and check that of all but PyTorch's."""
+    """Print the size of each layer, and check the sum of all but PyTorch's."""
     image = json.loads(buildah("inspect", "--type", "image", f"tgis-trial:{tag}"))["OCIv1"]
     (file,) = WORK.glob("*/*-layers/layers.json")
     sizes = {
@@ -227,7 +227,7 @@ def print_layers(trial: Trial, tag: str) -> None:
     rest = sum(size for name, size in layers if name != "torch")
     limit = f"less than {MAX_BYTES_BUT_TORCH / 1e6:.0f} MB"
     trial.check(
-        f"everything but PyTorch and its requirements has {rest / 1e6:.1f} MB, {limit}", rest < MAX_BYTES_BUT_TORCH
+        f"everything but PyTorch and its requirements takes {rest / 1e6:.1f} MB, {limit}", rest < MAX_BYTES_BUT_TORCH
     )
 
 
@@ -248,18 +248,18 @@ def check_settings(trial: Trial, image: Image) -> None:
     git = ["/usr/bin/git", "-C", str(ROOT), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout
     is_right = told[3:] == ["Apache-2.0", BASE] and all(told) and commit.startswith(told[1].partition("-")[0])
-    trial.check("labels tell version, commit, time, licence and base", is_right, labels)
+    trial.check("labels state version, commit, time, licence and base", is_right, labels)
 
 
 def check_files(trial: Trial, root: Path) -> None:
-    """Check what the image holds: as it starts from nothing, this is all that its layers hold."""
+    """Check what the image holds: as it was built from nothing, its layers hold nothing else."""
     files = [path for path in root.rglob("*") if not path.is_symlink()]
     modes = {path: path.stat().st_mode for path in files}
     trial.check("no file is setuid or setgid", *no([path for path, mode in modes.items() if mode & 0o6000]))
     open_to_all = [path for path, mode in modes.items() if mode & 0o002 and path != root / "tmp"]
-    trial.check("nothing but /tmp is writable by everybody", *no(open_to_all))
+    trial.check("nothing but /tmp is writable by everyone", *no(open_to_all))
     unreadable = [path for path, mode in modes.items() if not mode & 0o004]
-    trial.check("everybody can read everything", *no(unreadable))
+    trial.check("everyone can read everything", *no(unreadable))
     programs = [path for path in files if path.name in FORBIDDEN and path.is_file() and os.access(path, os.X_OK)]
     trial.check("there is no pip, compiler, package manager or shell", *no(programs))
     unwanted = [
@@ -271,7 +271,7 @@ def check_files(trial: Trial, root: Path) -> None:
     telling = [
         f"{path.relative_to(root)}: {word}" for path in files if path.is_file() for word in find_words(path, words)
     ]
-    trial.check(f"no file tells of this machine ({len(words)} paths and addresses)", *no(telling))
+    trial.check(f"no file reveals this machine ({len(words)} paths and addresses)", *no(telling))
 
 
 def no(found: Sequence[object]) -> tuple[bool, str]:

@@ -19,7 +19,7 @@ class Build:
     Attributes:
         secrets: name -> file.
         folders: mounted read-only at the same paths while the image is built.
-        seconds: since 1970, of everything in the image.
+        seconds: the time of everything in the image, since 1970.
     """
 
     context: Path

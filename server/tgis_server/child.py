@@ -100,7 +100,7 @@ def main(argv: list[str]) -> int:
 
 
 def live(name: str, options: Mapping[str, str], work: Callable[[Run, str], None]) -> int:
-    """The life of a child whose work is given; returns the exit code.
+    """Run a child whose task is ``work``; returns its exit code.
 
     Args:
         options: ``--run``, ``--death-fd`` and ``--parent``, as in the module's docstring.

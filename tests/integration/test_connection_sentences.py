@@ -220,7 +220,7 @@ def test_a_server_that_demands_tls_says_so(pki: Path):
     for client_ca in (False, True):
         sentence, address = ask(tls_options(pki, client_ca=client_ca), lambda server: Connection(server.address))
         assert sentence == (
-            f"The server at {address} demands TLS: give its CA with --ca FILE, or write grpcs://{address} if this "
+            f"The server at {address} requires TLS: give its CA with --ca FILE, or write grpcs://{address} if this "
             "system trusts its CA."
         )
 
@@ -230,7 +230,7 @@ def test_a_server_that_demands_a_client_certificate_says_so(pki: Path):
 
     sentence, address = ask(options, lambda server: Connection(server.address, ca=pki / "ca.pem"))
 
-    assert sentence == f"The server at {address} demands a client certificate: --cert FILE --key FILE."
+    assert sentence == f"The server at {address} requires a client certificate: --cert FILE --key FILE."
 
 
 @pytest.mark.parametrize("files", [("client.pem", "client.key"), ("both.pem", None)])
@@ -335,7 +335,9 @@ def test_health_says_the_same_over_https(pki: Path, capsys: pytest.CaptureFixtur
     lines = err.splitlines()
     assert codes == [1, 0, 1, 1, 0, 1]
     assert out == "ready\nready\n"
-    assert lines[0].startswith(f"tgis: The server at {addresses[0]} demands TLS: give its CA with --ca FILE, or write ")
+    assert lines[0].startswith(
+        f"tgis: The server at {addresses[0]} requires TLS: give its CA with --ca FILE, or write "
+    )
     assert f"is not signed by the CA in {pki}/stranger.pem" in lines[1]
     assert "is for tgis.example.com, other.example.com, not for 127.0.0.1" in lines[2]
     assert "is a gRPC port, but this command uses HTTP" in lines[3]
@@ -348,7 +350,7 @@ def test_metrics_are_read_with_a_client_certificate(pki: Path):
             files = {"ca": pki / "ca.pem", "cert": pki / "client.pem", "key": pki / "client.key"}
             source = find_source(Connection(url, **files), {}, protocol=HTTP)
             assert (await asyncio.to_thread(source.scrape)).samples
-            with pytest.raises(Unavailable, match="demands a client certificate: --cert FILE --key FILE"):
+            with pytest.raises(Unavailable, match="requires a client certificate: --cert FILE --key FILE"):
                 await asyncio.to_thread(find_source(Connection(url), {}, protocol=HTTP).scrape)
 
     run(test)
@@ -361,7 +363,7 @@ def test_top_watches_a_server_over_tls(pki: Path):
             files = {"ca": pki / "ca.pem", "cert": pki / "client.pem", "key": pki / "client.key"}
             watcher = await asyncio.to_thread(Watcher.connect, Connection(url, **files))
             glances = [await asyncio.to_thread(watcher.look) for _ in range(2)]
-            with pytest.raises(Unavailable, match="demands a client certificate: --cert FILE --key FILE"):
+            with pytest.raises(Unavailable, match="requires a client certificate: --cert FILE --key FILE"):
                 await asyncio.to_thread(Watcher.connect, Connection(url))
 
         assert [(glance.url, glance.state, glance.reason, glance.running) for glance in glances] == [

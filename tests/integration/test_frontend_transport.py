@@ -323,7 +323,7 @@ def test_the_health_command_works_over_tls(authorities, mount, capsys, caplog):
             assert codes == [0, 0, 1]
 
     run(test)
-    assert capsys.readouterr().err.endswith(" demands a client certificate: --cert FILE --key FILE.\n")
+    assert capsys.readouterr().err.endswith(" requires a client certificate: --cert FILE --key FILE.\n")
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 

@@ -250,7 +250,7 @@ def certificates(tmp_path_factory) -> Path:
 
 
 def credentials_of(directory: Path) -> grpc.ServerCredentials:
-    """Of a server that demands a client's certificate."""
+    """Of a server that requires a client's certificate."""
     pair = ((directory / "server.key").read_bytes(), (directory / "server.pem").read_bytes())
     return grpc.ssl_server_credentials([pair], (directory / "ca.pem").read_bytes(), require_client_auth=True)
 

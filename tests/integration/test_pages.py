@@ -103,7 +103,7 @@ def test_stubs_made_from_the_proto_and_reflection_work(plain, tmp_path: Path):
 
 @dataclass
 class Walk:
-    """The commands of tls.md, run in order, with a server that demands client certificates at the end."""
+    """The commands of tls.md, run in order, with a server that requires client certificates at the end."""
 
     directory: Path
     server: Any
@@ -132,7 +132,7 @@ def test_the_server_of_the_walk_refuses_clients_without_a_certificate(walk: Walk
     result = walk.server.run("generate", "x", "--ca", str(walk.directory / "ca.crt"))
 
     assert result.returncode == 1
-    assert "demands a client certificate" in result.stderr
+    assert "requires a client certificate" in result.stderr
 
 
 def test_the_renewal_of_the_walk_shows_the_certificate_that_the_log_names(walk: Walk):

@@ -22,7 +22,8 @@ def measure(connection: Connection, run: Run, rank: int) -> None:
     from tgis_server.engines.native.runner import NativeRunner
 
     torch.set_num_threads(1)
-    select_ops(torch.device("cpu"), getattr(torch, run.dtype))  # its first use allocates memory, too
+    # Its first use allocates memory, too.
+    select_ops(torch.device("cpu"), getattr(torch, run.dtype), run.config.cpu_ops, lambda *_: None)
     before = private_bytes()
     runner = NativeRunner.load(run, rank, lambda *_: None)
     loaded = private_bytes()

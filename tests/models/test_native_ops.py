@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from implementations import IMPLEMENTATIONS, REFERENCE, make_ops
 from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, RelativeBias, StepRows
 from tgis_server.engines.native.ops.reference import TorchOps
 from tgis_server.engines.native.ops.torch_attention import plan as torch_plan
@@ -124,9 +125,9 @@ def dense(queries: Tensor, keys: Tensor, values: Tensor, first: int, modifiers: 
 class CachedSlots:
     """A cache and the block tables of some slots. Values that no slot has written are NaN."""
 
-    def __init__(self, num_slots: int, seed: int) -> None:
+    def __init__(self, num_slots: int, seed: int, implementation: str = REFERENCE) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.ops = TorchOps(CPU, torch.float32)
+        self.ops = make_ops(implementation)
         self.cache = self.ops.make_cache(CacheShape(2, NUM_BLOCKS, BLOCK, HEADS))
         self.tables = torch.arange(NUM_BLOCKS)[None]
         self.write([0], [NUM_BLOCKS * BLOCK], torch.full((NUM_BLOCKS * BLOCK, KV_SIZE), math.nan))
@@ -171,13 +172,14 @@ ROW = st.tuples(st.integers(0, 40), st.integers(1, 20))  # start, tokens
 SHAPES = st.lists(ROW, min_size=1, max_size=6)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("modifiers", MODIFIERS.values(), ids=MODIFIERS)
 @settings(deadline=None, max_examples=12)
 @given(SHAPES, LIMITS, st.integers(0, 1000))
 def test_every_token_attends_to_the_keys_it_sees(
-    modifiers: AttentionModifiers, shapes: list[tuple[int, int]], limits: object, seed: int
+    modifiers: AttentionModifiers, implementation: str, shapes: list[tuple[int, int]], limits: object, seed: int
 ) -> None:
-    slots = CachedSlots(len(shapes), seed)
+    slots = CachedSlots(len(shapes), seed, implementation)
     starts, counts = [start for start, _ in shapes], [count for _, count in shapes]
     contents = [slots.random(start + count, KV_SIZE) for start, count in shapes]
     before = [slot for slot, start in enumerate(starts) if start > 0]
@@ -199,13 +201,14 @@ def test_every_token_attends_to_the_keys_it_sees(
     assert torch.allclose(ours.double(), torch.cat(theirs), atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("modifiers", CROSS.values(), ids=CROSS)
 @settings(deadline=None, max_examples=12)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 9), st.integers(1, 5)), max_size=6, min_size=1), LIMITS)
 def test_rows_attend_to_all_tokens_of_an_encoder(
-    modifiers: AttentionModifiers, shapes: list[tuple[int, int, int]], limits: object
+    modifiers: AttentionModifiers, implementation: str, shapes: list[tuple[int, int, int]], limits: object
 ) -> None:
-    slots = CachedSlots(len(shapes), 1)
+    slots = CachedSlots(len(shapes), 1, implementation)
     encoded, starts, counts = [[shape[i] for shape in shapes] for i in range(3)]
     contents = [slots.random(length, KV_SIZE) for length in encoded]
     slots.write(list(range(len(shapes))), encoded, torch.cat(contents))
@@ -222,13 +225,14 @@ def test_rows_attend_to_all_tokens_of_an_encoder(
     assert torch.allclose(ours.double(), torch.cat(theirs), atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("modifiers", MODIFIERS.values(), ids=MODIFIERS)
 @settings(deadline=None, max_examples=10)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), LIMITS)
 def test_uncached_sequences_attend_within_themselves(
-    modifiers: AttentionModifiers, lengths: list[int], limits: object
+    modifiers: AttentionModifiers, implementation: str, lengths: list[int], limits: object
 ) -> None:
-    ops = TorchOps(CPU, torch.float32)
+    ops = make_ops(implementation)
     sequences = [torch.randn(length, 8, 8, generator=torch.Generator().manual_seed(length)) for length in lengths]
 
     with limits:  # type: ignore[attr-defined]
@@ -261,8 +265,9 @@ def test_masks_of_long_prompts_take_bounded_memory() -> None:
     assert 0 < held <= 9000 < 3 * 40**2 * HEADS.num_heads
 
 
-def test_rotation_rotates_pairs_of_dimensions() -> None:
-    slots = CachedSlots(1, 1)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_rotation_rotates_pairs_of_dimensions(implementation: str) -> None:
+    slots = CachedSlots(1, 1, implementation)
     angles = torch.tensor([0.3, 0.5, 0.7, 1.1])
     cos, sin = angles.cos(), angles.sin()
     rotation = torch.stack([torch.cat([cos, cos]), torch.cat([-sin, sin])])[None]
@@ -271,7 +276,8 @@ def test_rotation_rotates_pairs_of_dimensions() -> None:
     expected = torch.view_as_real(heads * torch.polar(torch.ones(4), angles)).transpose(1, 2).reshape(48)
 
     plan = slots.ops.plan_attention(slots.rows([0], [0], [1]), slots.cache, [])
-    ours = slots.ops.prepare_qkv(qkv.clone(), HEADS, rotation, None, slots.cache, 1, plan)
+    turn = slots.ops.make_rotation(rotation, torch.tensor([0]))
+    ours = slots.ops.prepare_qkv(qkv.clone(), HEADS, turn, None, slots.cache, 1, plan)
 
     assert torch.allclose(ours[0, :48], expected, atol=1e-6)
     assert torch.equal(ours[0, 48:], qkv[0, 48:])

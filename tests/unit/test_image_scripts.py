@@ -118,7 +118,7 @@ def test_the_first_program_that_is_installed_builds(installed: list[str], chosen
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What is built in place of the wheel; umask and caches stay as they are."""
-    file = ROOT / "dist/tgis-0.1.0-py3-none-any.whl"
+    file = ROOT / "dist/tgis-0.1.0-py3-none-linux_x86_64.whl"
     monkeypatch.setattr(build, "build_wheel", lambda seconds: file)
     monkeypatch.setattr(build, "CACHE", tmp_path)
     monkeypatch.setattr(build.os, "umask", lambda mask: 0)
@@ -132,13 +132,24 @@ def test_without_a_program_the_wheel_is_built_and_the_exit_code_says_so(monkeypa
     assert build.main([]) == 3
 
     out, err = capsys.readouterr()
-    assert out == "Built dist/tgis-0.1.0-py3-none-any.whl\n"
+    assert out == "Built dist/tgis-0.1.0-py3-none-linux_x86_64.whl\n"
     assert err == "No image was built: install one of podman, buildah, docker, or give --wheel-only.\n"
 
 
 @pytest.mark.usefixtures("wheel")
 def test_the_wheel_alone_is_a_success_when_it_is_wanted(capsys):
     assert build.main(["--wheel-only"]) == 0
+
+
+@pytest.mark.usefixtures("wheel")
+def test_a_wheel_without_compiled_operations_is_pointed_out(monkeypatch, capsys):
+    monkeypatch.setattr(build, "build_wheel", lambda seconds: ROOT / "dist/tgis-0.1.0-py3-none-any.whl")
+
+    assert build.main(["--wheel-only"]) == 0
+
+    assert capsys.readouterr().err == (
+        "It has no compiled operations for CPUs: build on x86-64 with g++ or clang++.\n"
+    )
 
 
 @pytest.mark.parametrize("option", ["--wheels", "--model"])

@@ -20,7 +20,7 @@ def read_list(
         wanted: what they must be, with an example: "whole numbers of streams above 0, such as 1,8,32".
 
     Raises:
-        UsageError: they are no numbers above 0, one is above ``most``, or two are equal.
+        UsageError: they are not numbers above 0, one is above ``most``, or two are equal.
     """
     try:
         numbers = tuple(number(part) for part in text.split(","))

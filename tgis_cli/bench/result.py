@@ -116,7 +116,7 @@ def read_result(path: Path) -> Result:
     """Read a result file. Figures without a value, which earlier versions wrote, are left out.
 
     Raises:
-        UsageError: it cannot be read, is no result, is damaged, or has another version.
+        UsageError: it cannot be read, is not a result, is damaged, or has another version.
     """
     try:
         facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)

@@ -10,7 +10,7 @@ MAX_REGRESS = 0.05  # of `tgis bench compare`
 def read_share(text: str, flag: str) -> float:
     """
     Raises:
-        UsageError: it is no share between 0 and 1.
+        UsageError: it is not a share between 0 and 1.
     """
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)

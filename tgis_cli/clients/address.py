@@ -120,7 +120,7 @@ def find_in_environment(
 ) -> Address | None:
     """The address at which a launcher with the same environment would serve; ``None`` if that gives no port.
 
-    To the launcher, port 0 means any free port, so it is no address.
+    To the launcher, port 0 means any free port, so it is not an address.
     """
     variable = PORT_VARIABLES[protocol]
     text = environ.get(variable, "").strip()

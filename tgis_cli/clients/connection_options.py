@@ -32,7 +32,8 @@ OPTIONS = {
         option("--ca", metavar="FILE", text="Use TLS; verify the server with this CA or certificate, PEM."),
     ],
     "cert": Annotated[
-        Path | None, option("--cert", metavar="FILE", text="Use TLS; client certificate for a server that demands one.")
+        Path | None,
+        option("--cert", metavar="FILE", text="Use TLS; client certificate for a server that requires one."),
     ],
     "key": Annotated[
         Path | None, option("--key", metavar="FILE", text="Key of the client certificate, if it is in another file.")

@@ -23,7 +23,7 @@ ANSWER_S = 2.0  # for an answer to the first bytes
 MAX_ANSWER = 1 << 16
 NO_SERVER = "No server at "
 SILENT = "The process at {target} accepts connections, but does not answer: is it hung, or not a server?"
-CLIENT_CERTIFICATE = "The server at {target} demands a client certificate: --cert FILE --key FILE."
+CLIENT_CERTIFICATE = "The server at {target} requires a client certificate: --cert FILE --key FILE."
 
 # Error codes of OpenSSL's verification, which the ssl module does not name.
 NOT_YET_VALID, EXPIRED, WRONG_NAME, WRONG_IP = 9, 10, 62, 64
@@ -137,8 +137,8 @@ def explain_stranger(address: Address, answer: bytes, *, is_closed: bool) -> str
 def explain_wanted_tls(address: Address) -> str:
     scheme = "grpcs" if address.protocol == GRPC else "https"
     return (
-        f"The server at {address.target} demands TLS: give its CA with --ca FILE, or write {scheme}://{address.target} "
-        "if this system trusts its CA."
+        f"The server at {address.target} requires TLS: give its CA with --ca FILE, or write "
+        f"{scheme}://{address.target} if this system trusts its CA."
     )
 
 

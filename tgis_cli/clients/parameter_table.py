@@ -49,7 +49,7 @@ class Parameter:
     """How one parameter is written, and which values it accepts."""
 
     name: str  # in JSON and in a prompt loop; the flag has dashes
-    kind: type  # int, float, bool, or str for a list of texts
+    kind: type  # int, float, bool, or str for a list of strings
     panel: str  # of the help
     help: str
     accepts: Range | None = None  # None: not a number
@@ -223,12 +223,12 @@ def parse_switch(value: object, label: str) -> bool:
 
 
 def parse_stop_sequences(value: object, label: str) -> tuple[str, ...]:
-    """The stop sequences in one text or a list of texts."""
+    """The stop sequences in one string or a list of strings."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{label} is {show(value)}, but must be a text or a list of texts.")
+        raise UsageError(f"{label} is {show(value)}, but must be a string or a list of strings.")
     if len(texts) not in NUM_STOP_SEQUENCES:
-        raise UsageError(f"{label} has {len(texts)} texts, but may have at most {NUM_STOP_SEQUENCES.high}.")
+        raise UsageError(f"{label} has {len(texts)} strings, but may have at most {NUM_STOP_SEQUENCES.high}.")
     for text in texts:
         if len(text.encode(errors="replace")) not in STOP_SEQUENCE_BYTES:
             low, high = STOP_SEQUENCE_BYTES.low, STOP_SEQUENCE_BYTES.high

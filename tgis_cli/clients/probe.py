@@ -255,7 +255,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # for shell completion too
         "metavar": "FILE",
         "help": "Verify the server's certificate with this CA; without it HTTPS accepts any.",
     },
-    "--cert": {"type": Path, "metavar": "FILE", "help": "Client certificate, for a server that demands one."},
+    "--cert": {"type": Path, "metavar": "FILE", "help": "Client certificate, for a server that requires one."},
     "--key": {"type": Path, "metavar": "FILE", "help": "Key of the client certificate, if it is in another file."},
     "--tls-server-name": {"metavar": "NAME", "help": "Name in the server's certificate, if not that of the URL."},
 }

@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tgis_cli.terminal.state_dir import find_state_dir, make_private_dir
 from tgis_server.host.regular_file import check_is_file, open_regular
+from tgis_server.host.user_dirs import find_state_dir, make_private_dir
 
 FILE = "history"
 MAX_ENTRIES = 1000

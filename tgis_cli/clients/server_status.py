@@ -1,6 +1,6 @@
 """What running servers of this user are doing, as reported on the sockets in their run directories.
 
-Those sockets answer whatever TLS the public ports demand, and even while the server starts. A query does not count
+Those sockets answer whatever TLS the public ports require, and even while the server starts. A query does not count
 as a sign of life of the launcher.
 """
 

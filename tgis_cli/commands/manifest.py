@@ -1,4 +1,4 @@
-"""``tgis manifest``: what serves a model in a Kubernetes cluster, from the options and the arithmetic of a launch."""
+"""``tgis manifest``: the Kubernetes objects that serve a model, from the launch options and a plan's arithmetic."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def manifest(
         typer.Option(
             "--for",
             metavar="|".join(TARGETS),
-            help="Plain objects, objects of KServe, or a directory for kustomize.",
+            help="Plain objects, KServe objects, or a directory for kustomize.",
             autocompletion=complete_from(TARGETS),
         ),
     ] = "deployment",
@@ -40,22 +40,22 @@ def manifest(
         str | None, typer.Option(metavar="DIR", help="Write a file for each object instead of printing them.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the objects; without it, after the model.")
+        str | None, typer.Option(metavar="NAME", help="Name of the objects; without it, derived from the model's.")
     ] = None,
     namespace: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Namespace of the objects; without it, that of kubectl. KEDA needs it."),
+        typer.Option(metavar="NAME", help="Namespace of the objects; without it, kubectl's. KEDA needs it."),
     ] = None,
     image: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Image of TGIS; without it, `tgis:` and this version.")
     ] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Number of pods; with --autoscale, the least.")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="Number of pods; with --autoscale, the minimum.")] = 1,
     model_source: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
             help="Where pods get the model: pvc:CLAIM, pvc:CLAIM/PATH, hub, hub:CLAIM, bundle:CLAIM/FILE or image. "
-            "Without it, a model of the hub is downloaded.",
+            "Without it, a hub model is downloaded.",
         ),
     ] = None,
     hf_token_secret: Annotated[
@@ -67,12 +67,11 @@ def manifest(
     ] = None,
     cpu: Annotated[
         str | None,
-        typer.Option(
-            metavar="SIZE", help="Most memory of a pod that serves on a CPU; without it, what the model needs."
-        ),
+        typer.Option(metavar="SIZE", help="Most memory that a pod on CPUs may have; without it, what the model needs."),
     ] = None,
     cpu_cores: Annotated[
-        int | None, typer.Option(min=1, metavar="INT", help="CPUs of a pod; without it, by its number of shards.")
+        int | None,
+        typer.Option(min=1, metavar="INT", help="CPUs of a pod; without it, chosen by its number of shards."),
     ] = None,
     autoscale: Annotated[
         str | None,
@@ -84,13 +83,17 @@ def manifest(
     ] = None,
     max_replicas: Annotated[
         int | None,
-        typer.Option(min=1, metavar="INT", help="Most pods with --autoscale; without it, 4 or twice --replicas."),
+        typer.Option(
+            min=1,
+            metavar="INT",
+            help="Maximum number of pods with --autoscale; without it, 4 or twice --replicas, whichever is more.",
+        ),
     ] = None,
     prometheus: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where KEDA asks Prometheus.", show_default=False)
+        str | None, typer.Option(metavar="URL", help="Address at which KEDA queries Prometheus.", show_default=False)
     ] = None,
     tls_secret: Annotated[
-        str | None, typer.Option(metavar="SECRET", help="Secret with tls.crt and tls.key of the gRPC port.")
+        str | None, typer.Option(metavar="SECRET", help="Secret with tls.crt and tls.key for the gRPC port.")
     ] = None,
     client_ca: Annotated[
         str | None,

@@ -27,7 +27,7 @@ from tgis_cli.machine.words import count
 from tgis_cli.model_files import DEMO, DEMO_MODEL_DIR, find_cache_dir, find_model, is_in_cache
 from tgis_server import failures
 from tgis_server.engines.catalogue import ENGINES, REHEARSAL, Engine, find_engine, find_named
-from tgis_server.engines.door import ModelSizes, ModelSummary
+from tgis_server.engines.door import CpuOps, ModelSizes, ModelSummary
 from tgis_server.errors import ModelError, TgisError, UsageError
 from tgis_server.model_files import Length, read_json
 from tgis_server.options import DTYPES, Fault, LoadedConfig, ServeConfig
@@ -118,6 +118,7 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
     model = engine.door.inspect(model_dir, num_shard)
     decide.warnings += model.warnings
     dtype = choose_dtype(decide, engine, device, model)
+    cpu_ops = choose_cpu_ops(decide, engine, device, dtype)
     max_sequence_length = choose_max_sequence_length(decide, model.length)
     max_batch_tokens = choose_max_batch_tokens(decide, device)
     explain_kv_cache_memory(decide, model.sizes, device, dtype, num_shard, max_sequence_length)
@@ -131,6 +132,7 @@ def resolve(loaded: LoadedConfig, environ: Mapping[str, str], machine: Machine) 
         engine=engine.name,
         device=device,
         dtype=dtype,
+        cpu_ops=cpu_ops,
         num_shard=num_shard,
         max_sequence_length=max_sequence_length,
         is_max_sequence_length_explicit=decide.is_given("max_sequence_length"),
@@ -215,11 +217,33 @@ def choose_dtype(decide: Decisions, engine: Engine, device: str, model: ModelSum
     if not engine.computes:
         decide.reasons["dtype"] = "a rehearsal computes nothing"
         return "float32"
-    if device == "cpu" and not decide.machine.has_bf16:
-        decide.reasons["dtype"] = "this CPU has no bf16 instructions"
-        return "float32"
+    own = model.dtype if model.dtype in DTYPES else "float32"
+    if device == "cpu" and own != "float32" and not foresee_cpu_ops(decide, engine, own).kernels:
+        if foresee_cpu_ops(decide, engine, "float32").kernels:
+            decide.reasons["dtype"] = f"the compiled operations do not compute in {own}"
+            return "float32"
+        if not decide.machine.has_bf16:
+            decide.reasons["dtype"] = "this CPU has no bf16 instructions"
+            return "float32"
     decide.reasons["dtype"] = "the checkpoint's"
-    return model.dtype if model.dtype in DTYPES else "float32"
+    return own
+
+
+def choose_cpu_ops(decide: Decisions, engine: Engine, device: str, dtype: str) -> str:
+    """For ``Run.cpu_ops``."""
+    if device != "cpu" or not engine.computes:
+        return ""
+    found = foresee_cpu_ops(decide, engine, dtype)
+    decide.reasons["cpu_ops"] = found.reason
+    return found.kernels or found.state
+
+
+def foresee_cpu_ops(decide: Decisions, engine: Engine, dtype: str) -> CpuOps:
+    """The operations on this machine's CPU or on a stated one."""
+    kernels = decide.machine.cpu_kernels
+    if kernels is None:
+        return engine.door.describe_cpu_ops(decide.config.cpu_ops, dtype, decide.environ)
+    return CpuOps("packaged" if kernels else "reference", kernels, "stated")
 
 
 def choose_max_sequence_length(decide: Decisions, own: Length | None) -> int:

@@ -25,6 +25,7 @@ CHECKS = (
     Check("driver", "Devices", devices.check_driver, is_in_preflight=True),
     Check("gpu-use", "Devices", devices.check_gpu_use),
     Check("cpus", "Devices", devices.check_cpus, is_in_preflight=True),
+    Check("cpu-ops", "Devices", devices.check_cpu_ops),
     Check("memory", "Limits", limits.check_memory),
     Check("shared-memory", "Limits", limits.check_shared_memory, is_in_preflight=True),
     Check("limits", "Limits", limits.check_limits, is_in_preflight=True),

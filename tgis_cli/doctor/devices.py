@@ -150,3 +150,17 @@ def check_cpus(subject: Subject) -> Iterator[Verdict]:
         limit += f"; {math.floor(quota)} are used" if quota % 1 else ""
     bf16 = "with" if machine.has_bf16 else "without"
     yield ok(f"{count(len(machine.cpus), 'CPU')}{threads}{limit}, {bf16} bf16 instructions.", **facts)
+
+
+def check_cpu_ops(subject: Subject) -> Iterator[Verdict]:
+    """Which operations compute on the CPU."""
+    if subject.uses_gpus or subject.config.rehearse:
+        return
+    dtype = subject.resolved.run.dtype if subject.resolved else "bfloat16"
+    try:
+        found = DEFAULT.door.describe_cpu_ops(subject.config.cpu_ops, dtype, subject.environ)
+    except TgisError as error:
+        yield failed(error)
+        return
+    is_wanted = found.kernels or subject.config.cpu_ops == found.state
+    yield (ok if is_wanted else warn)(found.sentence, state=found.state, kernels=found.kernels)

@@ -29,6 +29,7 @@ class Machine:
     limit_bytes: int | None  # the container's limit
     cpu_quota: float | None = None  # CPUs that the control group may use at once
     torch_has_cuda: bool | None = None  # None = unknown
+    cpu_kernels: str | None = None  # of compiled operations; empty: torch's serve; None: as on this machine
     packs_weights: bool | None = None  # whether the CPU has instructions for packed weights; None: as this one has
     driver: str = ""  # of the GPUs, with versions
     gpu_problem: str = ""  # a sentence: why some or all GPUs cannot be used

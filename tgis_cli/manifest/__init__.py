@@ -1,7 +1,7 @@
-"""Kubernetes objects that serve a model, from the launch options and the arithmetic of a plan. Nothing is applied.
+"""The Kubernetes objects that serve a model, from the launch options and the arithmetic of a plan. Nothing is applied.
 
-One :class:`Workload` is decided first; pure functions turn it into the objects of a target, with comments that explain
-their numbers.
+First one :class:`Workload` is decided; pure functions then turn it into the objects of a target, with comments that
+explain the numbers.
 """
 
 from tgis_cli.manifest.make import Manifest, make_manifest

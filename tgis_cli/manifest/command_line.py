@@ -11,7 +11,7 @@ from tgis_server.options import LoadedConfig, Option, options
 from tgis_server.words.sizes import write_bytes_for_option
 from tgis_server.words.url_credentials import split_credentials
 
-LEFT_OUT = ("model_name", "revision")  # the model's place in the pod decides
+LEFT_OUT = ("model_name", "revision")  # decided by where the model is in the pod
 
 
 def list_given(loaded: LoadedConfig) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def list_given(loaded: LoadedConfig) -> dict[str, Any]:
 
 
 def is_given(option: Option, loaded: LoadedConfig) -> bool:
-    """Whether the option was set. An image sets variables such as PORT to the defaults: those decide nothing."""
+    """Whether the option was set. An image sets variables such as PORT to their defaults: those do not count."""
     origin = loaded.origins[option.name]
     restates = origin.startswith("environment ") and getattr(loaded.config, option.name) == option.default
     return origin != "default" and not restates
@@ -46,9 +46,9 @@ def write_args(
     """``launch MODEL --flag=value …``, in the order of the options.
 
     Args:
-        model: empty: the demo model.
+        model: empty for the demo model.
         values: by name of the option.
-        reasons: for values that the user did not give, by name of the option.
+        reasons: of the values that the user did not give, by name of the option.
     """
     yield "launch"
     if model:
@@ -68,7 +68,7 @@ def write_flag(option: Option, value: Any) -> str:
 
 
 def write_value(option: Option, value: Any) -> str:
-    """As typed: sizes with a unit where they are round."""
+    """The value as a user would type it: round sizes with a unit."""
     if isinstance(value, bool):
         return str(value).lower()
     if option.opt.unit == "bytes":

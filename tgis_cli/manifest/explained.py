@@ -10,14 +10,14 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A value of a mapping or an item of a list, with a comment that stands before it."""
+    """A value of a mapping or an item of a list, with the comment that precedes it."""
 
     value: Any
     why: str
 
 
 def unwrap(value: Any) -> Any:
-    """The value without its own reason; what is in it keeps its reasons."""
+    """The value without its own reason; the values inside it keep theirs."""
     return unwrap(value.value) if isinstance(value, Explained) else value
 
 

@@ -30,9 +30,9 @@ def make_kserve_objects(workload: Workload) -> Iterator[Explained]:
 
 def make_serving_runtime(workload: Workload) -> Explained:
     if workload.has_tls:
-        port, why = "tls-grpc", "The name of the port tells a mesh that the server itself ends TLS."
+        port, why = "tls-grpc", "The name of the port tells a mesh that the server itself terminates TLS."
     else:
-        port, why = "h2c", "The port is named h2c, by which KServe knows gRPC."
+        port, why = "h2c", "The port is named h2c, by which KServe recognises gRPC."
     spec = without_none(
         {
             "labels": {**workload.labels, **DASHBOARD},
@@ -74,14 +74,14 @@ def make_inference_service(workload: Workload) -> Explained:
     service["metadata"] = {**service["metadata"], "annotations": annotations}
     return Explained(
         service,
-        "A plain Deployment (RawDeployment): streams may last longer than Knative's time limit, and probes use another "
-        "port than calls. Open Data Hub makes its Service headless unless the DataScienceCluster has "
+        "A plain Deployment (RawDeployment): streams may last longer than Knative's time limit, and probes use a "
+        "different port from calls. Open Data Hub makes its Service headless unless the DataScienceCluster has "
         f"rawDeploymentServiceConfig: Headed. {HEADLESS_CLIENTS}",
     )
 
 
 def find_uri(workload: Workload) -> str | None:
-    """Where KServe's storage initializer finds the model; ``None``: it is in the image."""
+    """Where KServe's storage initializer finds the model; ``None`` if it is in the image."""
     source, revision = workload.placement.source, workload.placement.revision
     match source.kind:
         case "pvc":

@@ -1,4 +1,4 @@
-"""The objects of plain Kubernetes: a Deployment or StatefulSet, and what belongs to it."""
+"""The plain Kubernetes objects: a Deployment or StatefulSet, and what belongs to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tgis_cli.manifest.scaling import make_autoscaler, make_disruption_budget, m
 from tgis_cli.manifest.workload import Workload
 
 MONITORING = ("monitoring", "openshift-monitoring", "openshift-user-workload-monitoring")
-DNS_PORTS = (53, 5353)  # the second one is that of OpenShift's pods, behind its Service
+DNS_PORTS = (53, 5353)  # the second is that of OpenShift's DNS pods, behind their Service
 OTLP = "otlp"
 HEADLESS = "-pods"  # added to the name of the Service
 HEADLESS_CLIENTS = (
@@ -76,9 +76,9 @@ def make_grpc_port(workload: Workload) -> Object:
 
 
 def make_deployment(workload: Workload) -> Explained:
-    surge = "One more pod during an update, so that nothing is lost while a new one loads."
+    surge = "One extra pod during an update, so that no call is lost while a new one loads."
     if workload.resources.num_gpus:
-        surge += " It needs free GPUs: in a cluster without any, swap the two numbers."
+        surge += " It needs spare GPUs: in a cluster without any, swap the two numbers."
     spec = without_none(
         {
             "replicas": make_replicas(workload),
@@ -99,7 +99,9 @@ def make_stateful_set(workload: Workload) -> Explained:
         {
             "replicas": make_replicas(workload),
             "serviceName": workload.name + HEADLESS,
-            "podManagementPolicy": Explained("Parallel", "Pods do not depend on each other: all download at once."),
+            "podManagementPolicy": Explained(
+                "Parallel", "Pods do not depend on each other: all download at the same time."
+            ),
             "selector": {"matchLabels": workload.selector},
             "template": make_pod_template(workload),
             "volumeClaimTemplates": [
@@ -112,7 +114,7 @@ def make_stateful_set(workload: Workload) -> Explained:
                         },
                     },
                     "Each pod keeps its own copy of the model, and finds it again after a restart. An update replaces "
-                    "one pod after the other; with a single one there is a gap (--model-source hub:CLAIM has none).",
+                    "one pod after another; a single pod is gone meanwhile (not with --model-source hub:CLAIM).",
                 )
             ],
         }
@@ -122,24 +124,24 @@ def make_stateful_set(workload: Workload) -> Explained:
 
 def describe(workload: Workload) -> str:
     gpus = workload.resources.num_gpus
-    where = "a CPU" if not gpus else "1 GPU" if gpus == 1 else f"{gpus} GPUs"
-    return f"Serves {workload.title} on {where} per pod."
+    where = "CPUs" if not gpus else "1 GPU per pod" if gpus == 1 else f"{gpus} GPUs per pod"
+    return f"Serves {workload.title} on {where}."
 
 
 def make_replicas(workload: Workload) -> int | None:
-    """The number of pods; ``None``: an autoscaler sets it, and applying the object again must not reset it."""
+    """The number of pods; ``None`` if an autoscaler sets it, since applying the object again must not reset it."""
     return None if workload.wanted.autoscale else workload.wanted.replicas
 
 
 def make_network_policy(workload: Workload) -> Explained:
-    """Calls from the namespace, metrics for monitoring; outwards only what a pod needs."""
+    """Admits calls from the namespace, and scrapes by monitoring; lets out only what a pod needs."""
     spec = {
         "podSelector": {"matchLabels": workload.selector},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [
             Explained(
                 {"from": [{"podSelector": {}}], "ports": [make_port(workload.grpc_port)]},
-                "Calls come from pods of this namespace: add those of gateways and clients elsewhere.",
+                "Calls, from pods in this namespace: add the namespaces of gateways and other clients.",
             ),
             Explained(
                 {
@@ -159,7 +161,7 @@ def make_network_policy(workload: Workload) -> Explained:
                     ],
                     "ports": [make_port(workload.http_port)],
                 },
-                "Metrics are for these namespaces: add that of your Prometheus. Probes come from the pod's node, which "
+                "Scrapes, from these namespaces: add that of your Prometheus. Probes come from the pod's node, which "
                 "is always allowed.",
             ),
         ],
@@ -174,18 +176,18 @@ def make_egress(workload: Workload) -> Any:
     if workload.placement.source.kind == "hub":
         targets.append((find_port(workload.hub_endpoint or "https://huggingface.co"), "The hub."))
     if workload.otlp_endpoint:
-        targets.append((find_port(workload.otlp_endpoint), "The collector of traces."))
+        targets.append((find_port(workload.otlp_endpoint), "The trace collector."))
     if not targets:
-        return Explained([], "Nothing: serving needs no connections of its own.")
+        return Explained([], "None: a server opens no connections.")
     dns = [make_port(port, protocol) for port in DNS_PORTS for protocol in ("UDP", "TCP")]
     return [
-        Explained({"ports": dns}, "Names, from any address: that of NodeLocal DNSCache is no pod's."),
+        Explained({"ports": dns}, "DNS, at any address: that of NodeLocal DNSCache is not a pod's."),
         *(Explained({"ports": [make_port(port)]}, why) for port, why in targets),
     ]
 
 
 def find_port(url: str) -> int:
-    """The port of a URL; without a scheme it is that of a collector of traces."""
+    """The port of a URL; a URL without a scheme is that of a trace collector."""
     parts = urlsplit(url if "://" in url else f"{OTLP}://{url}")
     return parts.port or DEFAULT_PORTS.get(parts.scheme, DEFAULT_PORTS[OTLP])
 

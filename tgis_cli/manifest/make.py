@@ -38,11 +38,11 @@ def make_manifest(
     config_file: Path | None = None,
     token: str | None = None,
 ) -> Manifest:
-    """Decide how a model is served in a cluster. Reads only its config.json and the headers of its weights.
+    """Decide how a cluster serves a model. Reads only its config.json and the headers of its weights.
 
     Args:
         flags: the launch options, as for ``load_config``.
-        token: of the hub, for reading headers now; it is not in the manifest.
+        token: the hub token, for reading headers now; it is not in the manifest.
 
     Raises:
         UsageError: options are wrong, or contradict each other.

@@ -16,7 +16,7 @@ from tgis_server.words.close_words import did_you_mean
 
 KINDS = ("pvc", "hub", "bundle", "image")
 FORMS = "pvc:CLAIM[/PATH], hub[:CLAIM], bundle:CLAIM/FILE or image"
-MODELS = "/models"  # of the cache or of the models' directories, in a container
+MODELS = "/models"  # in a container, the cache or the parent of the models' directories
 BUNDLES = "/bundle"
 KSERVE_MODEL = "/mnt/models"  # where KServe puts the model
 
@@ -39,8 +39,8 @@ class Placement:
     """The model as the pods find it."""
 
     source: Source
-    model: str  # the launcher's argument; empty: the demo model
-    cache: str  # where the pods look up the model, a hub id; empty: it is a directory
+    model: str  # the launcher's argument; empty for the demo model
+    cache: str  # where the pods look up the model, a hub id; empty if it is a directory
     revision: str | None  # in the cache
 
     @property
@@ -52,7 +52,7 @@ class Placement:
 def parse_source(text: str) -> Source:
     """
     Raises:
-        UsageError: the text is none of the forms.
+        UsageError: the text has none of the forms.
     """
     kind, colon, rest = text.partition(":")
     claim, slash, path = rest.partition("/")
@@ -99,7 +99,9 @@ def place_model(found: ModelSource, config: ServeConfig, wanted: Wanted) -> Plac
             return Placement(source, f"{MODELS}/{source.path}", cache="", revision=None)
         case "pvc":
             return Placement(source, found.model, cache=f"{MODELS}/{source.path}".rstrip("/"), revision=revision)
-        case "bundle" if is_directory:  # in the cache a second run of the init container replaces what a first one left
+        case "bundle" if (
+            is_directory
+        ):  # in the cache, so that a second run of the init container replaces what the first left
             return Placement(source, f"local/{last}", cache=MODELS, revision=None)
         case "image":
             return Placement(source, f"{MODELS}/{last}", cache="", revision=None)
@@ -144,8 +146,8 @@ def check_source(source: Source, found: ModelSource, wanted: Wanted, *, is_demo:
         )
     if wanted.is_kserve and source.kind == "bundle":
         raise UsageError(
-            f"--for kserve and --model-source {source} contradict each other: KServe unpacks no bundles; use a claim "
-            "with the unpacked model, pvc:CLAIM/PATH."
+            f"--for kserve and --model-source {source} contradict each other: KServe cannot unpack bundles; use a "
+            "claim with the unpacked model, pvc:CLAIM/PATH."
         )
     if wanted.is_kserve and source.kind == "hub" and source.claim:
         raise UsageError(

@@ -7,8 +7,8 @@ import re
 
 from tgis_server.errors import UsageError
 
-# Kubernetes cuts the name of a pod to 58 characters before it adds five at random. What is left must still begin with
-# the name of the pod's Deployment and a hyphen, by which metrics are told apart; KServe's is NAME-predictor.
+# Kubernetes cuts the name of a pod to 58 characters before it appends five random ones. What is left must still begin
+# with the name of the Deployment, by which metrics are told apart, and a hyphen; KServe names it NAME-predictor.
 MAX_NAME = 47
 MAX_NAMESPACE = 63
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -25,7 +25,7 @@ def name_after(model: str) -> str:
 
 
 def shorten(name: str, whole: str) -> str:
-    """A long name cut, with a hash of the whole, so that names with the same start stay different."""
+    """A long name, truncated, with a hash of the whole, so that names with the same beginning stay different."""
     if len(name) <= MAX_NAME:
         return name
     digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
@@ -55,7 +55,7 @@ def check_resource(flag: str, name: str) -> str:
 def check_image(image: str) -> str:
     """
     Raises:
-        UsageError: the image has no tag that stays the same.
+        UsageError: the image has neither a fixed tag nor a digest.
     """
     if not image or any(char.isspace() for char in image):
         raise UsageError(f"--image is {image!r}, but must be a name with a tag or digest, such as registry/tgis:0.1.0.")

@@ -1,4 +1,4 @@
-"""What all objects of a manifest have in common."""
+"""The fields that all objects of a manifest have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tgis_cli.manifest.workload import Workload
 def make_object(workload: Workload, api_version: str, kind: str, body: Object, suffix: str = "") -> Object:
     """
     Args:
-        suffix: of the name, for a further object of the same kind.
+        suffix: appended to the name of a second object of the same kind.
     """
     metadata = without_none(
         {"name": workload.name + suffix, "namespace": workload.wanted.namespace, "labels": workload.labels}

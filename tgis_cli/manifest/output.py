@@ -77,7 +77,7 @@ def make_files(manifest: Manifest) -> dict[str, str]:
 
 
 def name_files(objects: Sequence[Explained]) -> dict[str, Explained]:
-    """``service.yaml``, ``deployment.yaml``; and ``service-pods.yaml``, whose name the others do not have."""
+    """``service.yaml``, ``deployment.yaml``; and ``service-pods.yaml`` for the object whose name ends in ``-pods``."""
     shared = objects[0].value["metadata"]["name"]
     names = [
         f"{each.value['kind'].lower()}{each.value['metadata']['name'].removeprefix(shared)}.yaml" for each in objects

@@ -14,7 +14,7 @@ from tgis_server.words.sizes import GIB, MIB
 
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 GPU = "nvidia.com/gpu"
-TMP_BYTES = 256 * MIB  # a run directory has about 100 KiB, and downloads keep their notes there
+TMP_BYTES = 256 * MIB  # a run directory takes about 100 KiB, and downloads keep their state there
 DASHBOARD = {"opendatahub.io/kserve-runtime": "tgis"}  # what Open Data Hub's dashboards look for
 TOKEN_KEY = "HF_TOKEN"  # noqa: S105  the key in the Secret, not a token
 LIVE_S, LIVE_TIMEOUT_S, READY_TIMEOUT_S = 10, 5, 2
@@ -45,7 +45,7 @@ def make_pod_spec(workload: Workload) -> Object:
 
 
 def make_pod_settings(workload: Workload) -> Object:
-    """The fields of a pod beside its containers."""
+    """The fields of a pod other than its containers."""
     return without_none(
         {
             "serviceAccountName": workload.name,
@@ -67,7 +67,7 @@ def make_pod_security(workload: Workload) -> Explained:
     if group is not None:
         security |= {"fsGroup": group, "fsGroupChangePolicy": "OnRootMismatch"}
     elif workload.fetches and workload.placement.source.kind == "hub":
-        why += " --fs-group makes volumes writable where they belong to root, as on most clusters but OpenShift."
+        why += " --fs-group makes volumes writable where root owns them, as on most clusters but OpenShift."
     return Explained(security, why)
 
 
@@ -113,7 +113,7 @@ def make_container(workload: Workload, name: str, grpc_port: str) -> Object:
             ),
             "livenessProbe": Explained(
                 make_probe(workload, "live", periodSeconds=LIVE_S, timeoutSeconds=LIVE_TIMEOUT_S, failureThreshold=3),
-                "Answers from memory however busy the server is; fails only when nothing but a restart helps.",
+                "Answered from memory, however busy the server is; fails only when nothing but a restart helps.",
             ),
             "readinessProbe": make_probe(workload, "ready", timeoutSeconds=READY_TIMEOUT_S),
             "terminationMessagePath": None
@@ -141,7 +141,7 @@ def make_env(workload: Workload) -> list[Any] | None:
 
 
 def make_resources(workload: Workload) -> Object:
-    """Memory is reserved whole. CPUs are limited only where they compute, as the launcher then counts them."""
+    """All memory is reserved. CPUs are limited only where they compute, because the launcher counts them there."""
     wanted = workload.resources
     memory = write_quantity(wanted.memory_bytes)
     if not wanted.num_gpus:
@@ -149,7 +149,7 @@ def make_resources(workload: Workload) -> Object:
         return {
             "requests": Explained(both, f"Memory: {wanted.memory_why}. CPUs: {wanted.cpus_why}."),
             "limits": Explained(
-                dict(both), "The same: the launcher divides the limits, and the pod is among the last to be evicted."
+                dict(both), "Equal: the launcher divides the limits, and the pod is among the last to be evicted."
             ),
         }
     gpus = {GPU: str(wanted.num_gpus)}
@@ -163,7 +163,7 @@ def make_resources(workload: Workload) -> Object:
 
 
 def make_probe(workload: Workload, probe: str, **times: int) -> Object:
-    """HTTP costs nothing; only where the port demands client certificates, a command with a certificate asks."""
+    """Over HTTP, which costs nothing; only a port that requires client certificates is probed by a command."""
     timing = {"periodSeconds": PROBE_S, **times}
     if workload.http_tls == "mutual":
         url = f"https://127.0.0.1:{workload.http_port}"
@@ -171,7 +171,7 @@ def make_probe(workload: Workload, probe: str, **times: int) -> Object:
         command = ["tgis", "health", "--probe", probe, "--url", url, *identity]
         asking = Explained(
             {"command": command},
-            "The kubelet has no certificate. The server's own must be signed by the clients' CA, also for clientAuth.",
+            "The kubelet has no certificate. The clients' CA must have signed the server's own, also for clientAuth.",
         )
         return {"exec": asking, **timing, "timeoutSeconds": LIVE_TIMEOUT_S}
     scheme = {"scheme": "HTTPS"} if workload.http_tls == "server" else {}
@@ -205,7 +205,7 @@ def make_volumes(workload: Workload) -> list[Any]:
         volumes.append(
             Explained(
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": write_quantity(shm)}},
-                "Shared memory of several shards on GPUs (NCCL); the default is 64 MiB. It counts as memory.",
+                "Shared memory for NCCL, between shards; the default is 64 MiB. It counts as memory of the pod.",
             )
         )
     if wanted.tls_secret:
@@ -241,12 +241,12 @@ def make_model_volumes(workload: Workload) -> list[Any]:
 
 
 def model_room(workload: Workload) -> int:
-    """Bytes of a volume for the model, in GiB, with a tenth to spare."""
+    """Bytes of a volume for the model: whole GiB, with a tenth to spare."""
     return round_up(workload.num_bytes + workload.num_bytes // 10, GIB)
 
 
 def make_fetcher(workload: Workload) -> Explained:
-    """The init container that brings the model. What it finds complete it leaves, so restarts cost little."""
+    """The init container that fetches the model. It skips what is already complete, so restarts cost little."""
     placement, source = workload.placement, workload.placement.source
     mounts: list[Object] = [{"name": "model", "mountPath": MODELS}, {"name": "tmp", "mountPath": str(WRITABLE)}]
     if source.kind == "bundle":
@@ -268,19 +268,23 @@ def make_fetcher(workload: Workload) -> Explained:
         "volumeMounts": mounts,
     }
     what = "Unpacks the bundle" if source.kind == "bundle" else "Downloads the model unless the volume has it"
-    proxy = "" if source.kind == "bundle" else " Behind a proxy, add HTTPS_PROXY, and its port to the NetworkPolicy."
+    proxy = (
+        ""
+        if source.kind == "bundle"
+        else " Behind a proxy, set HTTPS_PROXY here, and add its port to the NetworkPolicy."
+    )
     return Explained(container, f"{what}, before the server starts.{proxy}")
 
 
 def make_fetcher_resources(workload: Workload) -> Explained:
-    """Those of the server but for its GPUs."""
+    """The server's, without its GPUs."""
     amounts = {"cpu": str(workload.resources.cpus), "memory": write_quantity(workload.resources.memory_bytes)}
     limits = amounts if not workload.resources.num_gpus else {"memory": amounts["memory"]}
     is_on_node = workload.placement.source.kind == "bundle"
     disk = {"ephemeral-storage": write_quantity(model_room(workload))} if is_on_node else {}
     return Explained(
         {"requests": amounts | disk, "limits": dict(limits)},
-        "As much as the server, which starts when this is done: a pod reserves the larger of the two amounts.",
+        "As much as the server, which starts only after this: a pod reserves the larger amount, not the sum.",
     )
 
 

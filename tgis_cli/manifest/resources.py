@@ -1,7 +1,7 @@
 """Memory, CPUs and GPUs of a container, from a plan. Pure arithmetic.
 
 On a CPU the launcher divides the container's memory limit, so the limit must leave at least what was planned. On GPUs
-host memory only has to hold the processes, and the files while they are read.
+host memory only has to hold the processes, and each file of weights while it is read.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ class Resources:
     cpus_why: str
     gpus_why: str = ""
     num_gpus: int = 0
-    shm_bytes: int = 0  # 0: the default is enough
-    kv_cache_memory: int | None = None  # the option's value for each shard on a CPU; None: the launcher decides
+    shm_bytes: int = 0  # 0 if the default is enough
+    kv_cache_memory: int | None = None  # the option's value for each shard on a CPU; None if the launcher decides
 
 
 def imagine_node(num_cpus: int) -> Machine:
-    """A node about which nothing is known but what is stated, so that a manifest is the same wherever it is made.
+    """A node of which only the number of CPUs is known, so that a manifest is the same wherever it is made.
 
-    Its CPUs have the instructions with which a model takes the most memory, so that it is enough on every node.
+    Its CPUs have the instructions with which a model takes the most memory, so that the memory is enough on any node.
     """
     return Machine(
         gpus=(),
         cpus=tuple(Cpu(index, index) for index in range(num_cpus)),
         has_bf16=False,  # the weights become float32, unless an option says otherwise
+        cpu_kernels="",
         packs_weights=True,
         free_bytes=UNLIMITED_BYTES,
         limit_bytes=None,
@@ -54,7 +55,7 @@ def imagine_node(num_cpus: int) -> Machine:
 
 
 def size_for_cpu(run: Run, sizes: ModelSizes, fit: Fit, node: Machine, cpus: int | None) -> Resources:
-    """The memory that the planned keys and values need, which the launcher is told, so that it takes no more.
+    """The memory that the planned KV cache needs. The launcher is told that size, so that it takes no more.
 
     Args:
         fit: the plan for ``node``, whose free memory the limit never exceeds.
@@ -77,7 +78,7 @@ def size_for_cpu(run: Run, sizes: ModelSizes, fit: Fit, node: Machine, cpus: int
     )
     each = 1 if fit.weight_bytes <= SMALL_BYTES else CPUS_PER_SHARD
     cpus_why = (
-        "--cpu-cores: whole CPUs, all of which compute"
+        "as given (--cpu-cores); all of them compute"
         if cpus
         else f"{each} for each shard; more make it faster (--cpu-cores)"
     )
@@ -85,7 +86,7 @@ def size_for_cpu(run: Run, sizes: ModelSizes, fit: Fit, node: Machine, cpus: int
 
 
 def limit_kv_cache(run: Run, sizes: ModelSizes, fit: Fit, node: Machine) -> Fit:
-    """The plan with a KV cache that a small model on a CPU can make use of, unless its size is given."""
+    """The plan with a KV cache no larger than a small model on a CPU can use, unless its size is given."""
     most = round_up(MAX_SEQUENCES * fit.max_sequence_length * fit.kv_bytes_per_token, MIB)
     if run.config.kv_cache_memory is not None or fit.kv_bytes <= most:
         return fit
@@ -93,13 +94,13 @@ def limit_kv_cache(run: Run, sizes: ModelSizes, fit: Fit, node: Machine) -> Fit:
 
 
 def size_for_rehearsal(num_shard: int, cpus: int | None) -> Resources:
-    """What processes take that compute nothing, and load neither torch nor a model."""
+    """What the processes take if they compute nothing and load neither torch nor a model."""
     num_bytes = round_memory(SERVER_BYTES + CPU_PROCESS_BYTES * num_shard)
     return Resources(num_bytes, "a rehearsal's processes, without a model", cpus or 1, "a rehearsal computes nothing")
 
 
 def find_least_bytes(run: Run, sizes: ModelSizes, fit: Fit, node: Machine, kv_cache_memory: int) -> int:
-    """The least free memory, in whole MiB, that gives as many tokens and sequences as long as the plan."""
+    """The least free memory, in whole MiB, that fits as many tokens and as long sequences as the plan."""
     run = replace(run, config=replace(run.config, kv_cache_memory=kv_cache_memory))
 
     def is_enough(mib: int) -> bool:
@@ -137,7 +138,7 @@ def size_for_gpus(fit: Fit, stated: str, num_bytes: int, num_files: int, cpus: i
         f"{format_bytes(fit.kv_bytes)} of KV cache ({fit.num_tokens:,} tokens). --gpu states {stated}, of "
         f"which each pod uses {shards}"
     )
-    cpus_why = "--cpu-cores" if cpus else "1 for the front-end, and 1 for each shard, which drives its GPU"
+    cpus_why = "as given (--cpu-cores)" if cpus else "1 for the front-end, and 1 for each shard, which drives its GPU"
     return Resources(
         memory_bytes=round_memory(processes + file_bytes + shm),
         memory_why=" + ".join(parts),
@@ -150,7 +151,7 @@ def size_for_gpus(fit: Fit, stated: str, num_bytes: int, num_files: int, cpus: i
 
 
 def round_memory(num_bytes: int) -> int:
-    """Round up so that a person can read it: to GiB from 4 GiB on, else to 128 MiB."""
+    """Round up to a readable size: whole GiB above 4 GiB, else a multiple of 128 MiB."""
     return round_up(num_bytes, GIB if num_bytes > 4 * GIB else 128 * MIB)
 
 

@@ -1,4 +1,4 @@
-"""Objects beside the pods, the same for all targets: autoscaling, disruptions, monitoring."""
+"""Objects that accompany the pods, the same for all targets: autoscaling, disruptions, monitoring."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from tgis_cli.manifest.objects import make_object
 from tgis_cli.manifest.wanted import PROMETHEUS, Wanted
 from tgis_cli.manifest.workload import Workload
 
-QUEUED_PER_POD = 4  # sequences; fewer are the passing peak of a few steps
+QUEUED_PER_POD = 4  # sequences; fewer may be a peak that passes within a few steps
 SCRAPE_S = 15
-SCALE_DOWN_S = 300  # the time in which a peak may return: another pod has to load the model first
+SCALE_DOWN_S = 300  # a peak may return within that time, and another pod would have to load the model first
 METRIC = "tgi_queue_size"
-# What pods have after the name of their set and a hyphen. Of a long name the hash of the revision is cut, or missing.
+# What follows the name of the set and a hyphen in the name of a pod. A long name leaves part of the revision's hash, or
+# nothing of it.
 POD_ENDINGS = {"StatefulSet": "[0-9]+", "Deployment": "[a-z0-9]*-?[a-z0-9]{5}"}
 
 BEHAVIOR = {
@@ -35,9 +36,7 @@ def make_disruption_budget(workload: Workload) -> Explained:
             }
         },
     )
-    return Explained(
-        budget, "When nodes are drained, pods leave one after the other. One that is not ready never blocks a drain."
-    )
+    return Explained(budget, "Node drains evict one pod at a time. A pod that is not ready never blocks a drain.")
 
 
 def make_autoscaler(workload: Workload, kind: str, name: str) -> Explained:
@@ -52,8 +51,8 @@ def make_autoscaler(workload: Workload, kind: str, name: str) -> Explained:
 
 def explain_threshold() -> str:
     return (
-        f"Sequences that wait because no slot or no memory is free. More than {QUEUED_PER_POD} for each pod, beyond "
-        "passing peaks, mean that another pod is needed."
+        f"Sequences that wait because no slot or no memory is free. If there are more than {QUEUED_PER_POD} per pod, "
+        "other than for a short peak, another pod is needed."
     )
 
 
@@ -67,13 +66,13 @@ def make_horizontal_autoscaler(workload: Workload, target_ref: Object) -> Explai
         "behavior": explain_behavior(),
     }
     autoscaler = make_object(workload, "autoscaling/v2", "HorizontalPodAutoscaler", {"spec": spec})
-    return Explained(autoscaler, f"An adapter such as prometheus-adapter must offer {METRIC} of pods as custom metric.")
+    return Explained(autoscaler, f"An adapter such as prometheus-adapter must expose {METRIC} as a pod metric.")
 
 
 def explain_behavior() -> Explained:
     return Explained(
         BEHAVIOR,
-        f"A new pod loads the model before it helps, so pods come one by one, and stay {SCALE_DOWN_S} s after a peak.",
+        f"A new pod must load the model first, so pods come one by one, and stay for {SCALE_DOWN_S} s after a peak.",
     )
 
 
@@ -83,7 +82,7 @@ def make_scaled_object(workload: Workload, target_ref: Object) -> Explained:
         "type": "prometheus",
         "metadata": {
             "serverAddress": Explained(
-                workload.wanted.prometheus or PROMETHEUS, "Where the cluster's Prometheus answers (--prometheus)."
+                workload.wanted.prometheus or PROMETHEUS, "The address of the cluster's Prometheus (--prometheus)."
             ),
             "query": f'sum({METRIC}{{namespace="{workload.wanted.namespace}",pod=~"{pods}"}})',
             "threshold": Explained(str(QUEUED_PER_POD), explain_threshold()),
@@ -98,13 +97,13 @@ def make_scaled_object(workload: Workload, target_ref: Object) -> Explained:
         "triggers": [
             Explained(
                 trigger,
-                "If Prometheus asks for a token, as OpenShift's does, add `authModes: bearer` to the metadata, and an "
+                "If Prometheus requires a token, as OpenShift's does, add `authModes: bearer` to the metadata, and an "
                 "authenticationRef to a TriggerAuthentication with the token.",
             )
         ],
     }
     scaled = make_object(workload, "keda.sh/v1alpha1", "ScaledObject", {"spec": spec})
-    return Explained(scaled, "KEDA scales by what waits in the queues of all pods.")
+    return Explained(scaled, "KEDA scales by the length of the queues of all pods together.")
 
 
 def make_pod_monitor(workload: Workload) -> Explained:
@@ -113,7 +112,7 @@ def make_pod_monitor(workload: Workload) -> Explained:
         endpoint |= {
             "scheme": "https",
             "tlsConfig": Explained(
-                {"insecureSkipVerify": True}, "Pods are scraped by address, which no certificate has."
+                {"insecureSkipVerify": True}, "Pods are scraped by IP address, which certificates do not contain."
             ),
         }
     spec = {"selector": {"matchLabels": workload.selector}, "podMetricsEndpoints": [endpoint]}
@@ -124,7 +123,7 @@ def make_pod_monitor(workload: Workload) -> Explained:
 
 
 def find_missing_parts(wanted: Wanted) -> Iterator[str]:
-    """What the autoscaler needs beside the objects of the manifest."""
+    """What the autoscaler needs besides the objects of the manifest."""
     if wanted.autoscale and not wanted.monitor:
         yield (
             f"--autoscale {wanted.autoscale} needs the metric {METRIC} in Prometheus: add --monitor, or let Prometheus "

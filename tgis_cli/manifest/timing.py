@@ -11,9 +11,9 @@ from tgis_server.words.sizes import format_bytes
 
 DISK_BYTES_PER_S = 100_000_000  # a slow network disk
 HUB_BYTES_PER_S = 25_000_000  # a slow connection
-START_S = 600  # at least, beside reading; a probe that waits long costs nothing, as the launcher itself ends hangs
-PROBE_S = 5  # a ready server waits that long for its first request at most
-SCHEDULE_S = 600  # for finding a node and fetching the image
+START_S = 600  # the least besides reading; a patient probe costs nothing, because the launcher itself ends hangs
+PROBE_S = 5  # the longest that a ready server waits for its first request
+SCHEDULE_S = 600  # for finding a node and pulling the image
 DRAIN_DELAY_S = 15.0  # for the change of endpoints to reach all clients
 CONNECTION_AGE_SHARE = 2 / 3  # of the drain delay: connections opened before the change are closed within it
 GRACE_MARGIN_S = 10  # beyond the launcher's own limit
@@ -36,7 +36,7 @@ class Timing:
 def decide_timing(loaded: LoadedConfig, num_bytes: int, *, fetch_bytes: int, is_hub: bool) -> Timing:
     """
     Args:
-        loaded: the launch options. Given times are kept; the defaults are not those of a server outside a cluster.
+        loaded: the launch options. Given times are kept; the defaults differ from those outside a cluster.
         num_bytes: of the files that a start reads.
         fetch_bytes: that an init container writes before that.
         is_hub: whether it downloads them.
@@ -64,8 +64,8 @@ def decide_timing(loaded: LoadedConfig, num_bytes: int, *, fetch_bytes: int, is_
         startup_failures=failures,
         startup_why=(
             f"{format_bytes(num_bytes)} from a disk with {DISK_BYTES_PER_S // 1_000_000} MB/s, and {rest_s} s for the "
-            f"rest: {failures} x {PROBE_S} s. The launcher ends a start that hangs long before that, and says why "
-            f"(--startup-timeout, {config.startup_timeout:g} s without progress)"
+            f"rest: {failures} x {PROBE_S} s. If a start hangs, the launcher ends it long before that, and says "
+            f"why (--startup-timeout, {config.startup_timeout:g} s without progress)"
         ),
         progress_s=SCHEDULE_S + failures * PROBE_S + fetch_s,
         progress_why=(

@@ -1,4 +1,4 @@
-"""What the command line asks of a manifest, beside the launch options; and what contradicts itself in that."""
+"""What the command line asks for besides the launch options, and which options contradict each other."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def find_contradictions(wanted: Wanted) -> Iterator[str]:
         )
     most = wanted.max_replicas
     if most is not None and wanted.autoscale is None:
-        yield f"--max-replicas {most} needs --autoscale hpa or --autoscale keda: without it --replicas is the number."
+        yield f"--max-replicas {most} needs --autoscale hpa or --autoscale keda; --replicas alone is a fixed number."
     if most is not None and wanted.autoscale and most <= wanted.replicas:
         yield (
             f"--autoscale {wanted.autoscale} goes from --replicas {wanted.replicas} up to --max-replicas {most}, which "
             "leaves nothing to scale: raise --max-replicas."
         )
     if wanted.prometheus is not None and wanted.autoscale != "keda":
-        yield f"--prometheus {wanted.prometheus} is asked by KEDA only: add --autoscale keda, or leave it out."
+        yield f"--prometheus {wanted.prometheus} is only used by KEDA: add --autoscale keda, or leave it out."
     if wanted.client_ca is not None and wanted.tls_secret is None:
         yield f"--client-ca {wanted.client_ca} needs --tls-secret, the Secret with the server's certificate."
 

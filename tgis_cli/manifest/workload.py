@@ -1,4 +1,4 @@
-"""Everything that is decided once about the pods of a model, for all targets."""
+"""What is decided once about the pods of a model, for all targets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEFAULT_MAX_REPLICAS = 4
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The pods of a model, decided: every target shows the same."""
+    """What is decided about the pods of a model; every target shows the same."""
 
     wanted: Wanted
     name: str
@@ -79,7 +79,7 @@ class Workload:
 
     @property
     def fetches(self) -> bool:
-        """Whether an init container brings the model."""
+        """Whether an init container fetches the model."""
         return is_fetched(self.placement, self.wanted)
 
     @property
@@ -129,12 +129,12 @@ def decide_workload(wanted: Wanted, loaded: LoadedConfig, source: ModelSource, e
 
 
 def is_fetched(placement: Placement, wanted: Wanted) -> bool:
-    """Whether an init container of ours brings the model."""
+    """Whether one of our init containers fetches the model."""
     return placement.source.kind in ("hub", "bundle") and not wanted.is_kserve
 
 
 def read_endpoint(environ: Mapping[str, str]) -> str | None:
-    """The mirror of the hub from which this command reads headers, and pods download.
+    """The hub's mirror, from which this command reads headers and pods download.
 
     Raises:
         UsageError: its URL contains credentials, which would be printed.
@@ -159,7 +159,7 @@ def find_warnings(
     is_hub = placement.source.kind == "hub"
     if is_hub and not wanted.is_kserve and wanted.fs_group is None:
         yield (
-            "On most clusters but OpenShift volumes belong to root, and pods cannot write the model into them: add "
+            "On most clusters but OpenShift root owns the volumes, and pods cannot write the model into them: add "
             "--fs-group 2000 there."
         )
     if is_hub and wanted.is_kserve and read_endpoint(environ):
@@ -174,8 +174,8 @@ def find_warnings(
         )
     if not placement.model and report.source.model_dir != DEMO_MODEL_DIR:
         yield (
-            f"The rehearsal downloads nothing: it takes the demo model's tokenizer and length, not those of "
-            f"{report.source.model} (--model-source brings them)."
+            f"The rehearsal downloads nothing: it uses the demo model's tokenizer and length, not those of "
+            f"{report.source.model} (--model-source changes that)."
         )
     elif report.source.convert_bytes and not (is_hub and not wanted.is_kserve):
         yield (
@@ -185,7 +185,7 @@ def find_warnings(
 
 
 def state_devices(wanted: Wanted, loaded: LoadedConfig) -> Devices:
-    """The devices of the cluster: stated, or a CPU with whatever memory it takes."""
+    """The devices of the cluster: those stated, or a CPU with as much memory as needed."""
     num_shard = loaded.config.num_shard or loaded.config.num_gpus or 1
     node = imagine_node(wanted.cpu_cores or CPUS_PER_SHARD * num_shard)
     if wanted.gpu is None and wanted.cpu is None:
@@ -208,7 +208,7 @@ def plan_resources(
         return report, size_resources(report, devices, wanted)
     if wanted.cpu is None or not isinstance(report.problem, NotEnoughDevices):
         raise report.problem
-    # The plan's sentence is about the memory of this machine. If it is not --cpu that is too small, this raises again.
+    # The plan's message is about this machine's memory. If --cpu is not what is too small, this raises again.
     unlimited, needed = plan_resources(replace(wanted, cpu=None), loaded, source, environ)
     assert unlimited.resolved is not None, "there was no problem"
     can_halve = unlimited.resolved.run.dtype == "float32" and source.num_bytes > SMALL_BYTES
@@ -245,9 +245,9 @@ def choose_args(
     if loaded.config.rehearse:
         values.pop("device", None)
     elif resources.num_gpus:
-        add("device", "cuda", "Without a usable GPU startup fails, instead of going on with the CPU.")
+        add("device", "cuda", "Startup fails without a usable GPU, instead of falling back to the CPU.")
     else:
-        add("device", "cpu", "Some clusters show GPUs to pods that have not asked for any.")
+        add("device", "cpu", "Some clusters expose GPUs to pods that have not requested any.")
     if resources.num_gpus > 1:
         values.pop("num_gpus", None)
         add("num_shard", resources.num_gpus, "The fewest GPUs that hold the model.")
@@ -258,15 +258,15 @@ def choose_args(
             "For each shard; the memory request below has room for exactly this.",
         )
     if timing.connection_age_s:
-        why = "Clients reconnect, also to new pods. Less than --drain-delay: they leave before calls are refused."
+        why = "Clients reconnect, so they reach new pods, and leave a stopping one before --drain-delay is over."
         add("max_connection_age", timing.connection_age_s, why)
-    why = "Calls are accepted until all clients see the pod leave: no preStop is needed."
+    why = "Calls are accepted until all clients have seen the pod leave, so no preStop hook is needed."
     add("drain_delay", timing.drain_delay_s, why)
     return write_args(placement.model, None if wanted.is_kserve else placement.revision, values, reasons)
 
 
 def with_pod_files(flags: Mapping[str, object], wanted: Wanted) -> dict[str, object]:
-    """The flags with the places of the TLS files in the pod."""
+    """The flags with the paths of the TLS files in the pod."""
     added: dict[str, object] = {}
     if wanted.tls_secret:
         added |= {"tls_cert_path": f"{TLS_DIR}/tls.crt", "tls_key_path": f"{TLS_DIR}/tls.key"}

@@ -12,9 +12,9 @@ from typing import Any
 from tgis_cli.manifest.explained import Explained, strip, unwrap
 
 WIDTH = 110  # of lines with comments
-SHORTEST = 60  # of the text of a comment, however deep it stands
+SHORTEST = 60  # of a comment's text, however deeply it is nested
 INDENT = 2
-# What some reader of YAML 1.1 or 1.2 takes for something other than a text.
+# What some parser of YAML 1.1 or 1.2 takes for something other than a string.
 WORDS = frozenset({"", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n", ".nan", ".inf", "=", "<<"})
 NUMBER = re.compile(
     r"[-+.]?\d[\d_,.]*(e[-+]?\d+)?|[-+]?0[xob][\da-f_]+|[-+]?\.inf|\d[\d_]*(:\d+)+(\.\d*)?", re.IGNORECASE
@@ -49,7 +49,7 @@ def to_node(value: Any, column: int) -> Any:
     """The value as ruamel.yaml writes it, with comments before its keys and items.
 
     Args:
-        column: where its keys or dashes stand.
+        column: where its keys or dashes begin.
     """
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
@@ -86,5 +86,5 @@ def wrap_comment(text: str, column: int, prefix: str = "") -> str:
 
 
 def is_ambiguous(text: str) -> bool:
-    """Whether a reader may take the text, without quotes, for a number, a date, a truth value or nothing."""
+    """Whether a parser may take the text, unquoted, for a number, a date, a Boolean or null."""
     return text.lower() in WORDS or bool(NUMBER.fullmatch(text) or DATE.fullmatch(text))

@@ -32,7 +32,7 @@ CONTINUED = "\0"  # a word in place of a line continuation
 
 
 def is_env_file(text: str) -> bool:
-    """Whether a text has only assignments, names and comments, and at least one assignment."""
+    """Whether a script has only assignments, names and comments, and at least one assignment."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     is_assigned = all(ASSIGNMENT.match(line) or NAME_ONLY.fullmatch(line) for line in lines)
     return is_assigned and any(map(ASSIGNMENT.match, lines)) and not is_command_line(text)

@@ -1,4 +1,4 @@
-"""YAML as written: every scalar stays a text, with its line."""
+"""YAML as written: every scalar stays a string, with its line."""
 
 from __future__ import annotations
 

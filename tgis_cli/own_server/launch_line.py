@@ -1,4 +1,4 @@
-"""A command line of `tgis launch` as one text: ``org/model --num-shard 2``. Of `tgis bench`, which starts servers."""
+"""A command line of `tgis launch` as one string: ``org/model --num-shard 2``. Of `tgis bench`, which starts servers."""
 
 from __future__ import annotations
 

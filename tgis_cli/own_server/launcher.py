@@ -93,7 +93,7 @@ class Launcher:
         return None if server is None or server.is_looking else server
 
     def until_ready(self) -> Iterator[RunningServer | None]:
-        """What is known of the server, again and again; the last is ready.
+        """What is known about the server, again and again; the last item says that it is ready.
 
         Raises:
             TgisError: the launcher has ended; the error has its sentence and exit code.

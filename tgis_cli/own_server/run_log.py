@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from tgis_cli.terminal.state_dir import find_state_dir, make_private_dir
+from tgis_server.host.user_dirs import find_state_dir, make_private_dir
 
 FOLDER = "run-logs"  # in the state directory
 MAX_LOGS = 5

@@ -23,7 +23,7 @@ from tgis_server.errors import ModelError, NotEnoughDevices, TgisError
 from tgis_server.model_files import HEADER_DTYPES, TensorInfo, find_weights, read_headers
 from tgis_server.options import LoadedConfig
 
-ABOUT_THIS_MACHINE = ("model_dir", "tokenization_workers", "shard_threads", "shard_cpus")
+ABOUT_THIS_MACHINE = ("model_dir", "cpu_ops", "tokenization_workers", "shard_threads", "shard_cpus")
 ABOUT_FILES_HERE = ("model_dir",)
 
 

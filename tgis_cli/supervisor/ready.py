@@ -72,7 +72,7 @@ class Ready:
 
     @property
     def tls(self) -> dict[str, Any] | None:
-        """What a client must know of TLS on the gRPC port."""
+        """What a client must know about TLS on the gRPC port."""
         config = self.run.config
         if config.tls_cert_path is None:
             return None
@@ -95,6 +95,7 @@ class Ready:
             "label": self.run.label,
             "dtype": self.info.dtype,
             "device": self.info.device,
+            "kernels": self.info.kernels,
             "num_shard": self.run.num_shard,
             "max_sequence_length": self.info.max_sequence_length,
             "kv_tokens": self.kv_tokens,
@@ -123,6 +124,7 @@ class Ready:
         """The main facts for people, as name and value."""
         run, info = self.run, self.info
         device = (info.device or run.device) if get_engine(run.engine).computes else "no device"
+        device += f" ({info.kernels})" if info.kernels else ""
         shards = f"{format_count(run.num_shard, 'shard')} on {device}"
         weights = f", {format_bytes(info.weight_bytes * run.num_shard)} of weights" if info.weight_bytes else ""
         return [

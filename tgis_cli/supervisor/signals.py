@@ -48,7 +48,7 @@ def signals_held(numbers: Collection[signal.Signals] = STOP_SIGNALS) -> Iterator
 class StopSignals:
     """Counts stop signals; a second one asks the server to stop at once.
 
-    SIGHUP never counts as the second: closing the terminal during a drain is no request to hurry.
+    SIGHUP never counts as the second: closing the terminal during a drain is not a request to hurry.
     """
 
     def __init__(self, on_hangup: Callable[[], None] | None = None) -> None:

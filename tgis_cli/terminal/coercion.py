@@ -29,7 +29,7 @@ def spare_coercion() -> None:
 
 
 def is_ready(parameter: Any, value: Any) -> bool:
-    """Whether a value can be used as it is: nothing, a default, or a text for an option that takes texts."""
+    """Whether a value can be used as it is: nothing, a default, or a string for an option that takes strings."""
     annotation = parameter.type_descriptor.annotation
     if value is None or isinstance(value, int | float):
         return True

@@ -115,7 +115,7 @@ def style(lines: list[str], code: str) -> list[str]:
 
 
 def dim_after(lines: list[str], num_letters: int) -> list[str]:
-    """Dim everything after so many letters that are not blanks: wrapping only changes blanks."""
+    """Dim everything after this many characters that are not blanks: wrapping only changes blanks."""
     dimmed = []
     for line in lines:
         at = 0

@@ -81,7 +81,7 @@ def config_file_parameter() -> inspect.Parameter:
 
 
 def to_parameter(option: Option, text: str | None = None) -> inspect.Parameter:
-    """An option as Typer sees it: a text, or a pair of flags for a boolean.
+    """An option as Typer sees it: a string, or a pair of flags for a boolean.
 
     Args:
         text: replaces its help and default.

@@ -37,7 +37,7 @@ class Style:
 def make_page(glance: Glance, columns: int, rows: int | None, style: Style) -> list[str]:
     """
     Args:
-        rows: at most so many lines; ``None``: any number.
+        rows: at most this many lines; ``None``: any number.
     """
     lines = [*make_head(glance, columns, style), "", *make_rates(glance, columns, style), ""]
     lines += [*make_latencies(glance, columns, style), *make_facts(glance, columns)]

@@ -40,7 +40,7 @@ class Watcher:
         return cls(connection, source, Processes.find(source.address))
 
     def look(self) -> Glance:
-        """What is known of the server now. If it does not answer, the glance says so."""
+        """What is known about the server now. If it does not answer, the glance says so."""
         processes = self.processes.look()
         try:
             facts = self._read_facts()

@@ -119,6 +119,21 @@ class ModelSummary:
     sizes: ModelSizes | None = None  # None: the weights have not been inspected, or none are needed
 
 
+@dataclass(frozen=True, slots=True)
+class CpuOps:
+    """The operations with which an engine computes on this machine's CPU."""
+
+    state: Literal["packaged", "cached", "compiles", "reference"]  # compiles: at the next start, once
+    kernels: str  # the instruction set of compiled operations; empty: torch's serve
+    reason: str  # why these
+
+    @property
+    def sentence(self) -> str:
+        if self.kernels:
+            return f"Operations for {self.kernels} serve ({self.reason})."
+        return f"The slower torch operations serve: {self.reason}."
+
+
 class Door(Protocol):
     """The part of an engine that runs in the launcher: a module or an object without torch."""
 
@@ -140,3 +155,13 @@ class Door(Protocol):
 
     def cpu_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """Environment variables for a shard on a CPU, without those that ``environ`` sets."""
+
+    def describe_cpu_ops(self, choice: str, dtype: str, environ: Mapping[str, str]) -> CpuOps:
+        """Predict which operations will serve a model in ``dtype`` on this CPU; takes a few milliseconds.
+
+        Args:
+            choice: of ``--cpu-ops``.
+
+        Raises:
+            UsageError: this CPU does not run what ``choice`` names.
+        """

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tgis_server.engines.door import ModelSummary
+from tgis_server.engines.door import CpuOps, ModelSummary
 from tgis_server.errors import ModelError
 from tgis_server.model_files import find_length, read_json
 
@@ -36,6 +36,10 @@ class FakeDoor:
     def cpu_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """Nothing is computed."""
         return {}
+
+    def describe_cpu_ops(self, choice: str, dtype: str, environ: Mapping[str, str]) -> CpuOps:
+        """Nothing is computed."""
+        return CpuOps("reference", "", "a rehearsal computes nothing")
 
 
 def summarize_unknown(model_dir: Path) -> ModelSummary:

@@ -28,6 +28,8 @@ FRAMEWORKS = (
     "ds_inference",
 )
 
+CPU_OPS = ("auto", "reference", "avx2", "avx512", "avx512_bf16")
+
 GROUPS = ("Model", "Devices and memory", "Limits", "Network", "Process", "Rehearsal", "Accepted, without effect")
 
 
@@ -68,7 +70,7 @@ class ServeConfig:
             choices=DTYPES,
             aliases=DTYPE_ALIASES,
             read=read_dtype,
-            unset="the checkpoint's on CUDA and on CPUs with bf16 instructions, otherwise float32",
+            unset="the checkpoint's, or float32 on a CPU on which that would be slow",
         ),
     ] = None
     dtype_str: Annotated[
@@ -129,6 +131,16 @@ class ServeConfig:
     kv_block_size: Annotated[
         int, Opt(help="Tokens per KV block.", group="Devices and memory", ge=1, le=1024, hidden=True)
     ] = 16
+    cpu_ops: Annotated[
+        str,
+        Opt(
+            help="Operations on a CPU: the best compiled ones, those of an instruction set, or torch's (reference).",
+            group="Devices and memory",
+            choices=CPU_OPS,
+            env="TGIS_CPU_OPS",
+            hidden=True,
+        ),
+    ] = "auto"
     prefix_cache: Annotated[
         bool, Opt(help="Reuse keys and values of prompts with a common prefix.", group="Devices and memory")
     ] = True

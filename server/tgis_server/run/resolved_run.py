@@ -34,6 +34,7 @@ class Run:
     is_max_sequence_length_explicit: bool  # explicit: must fit; inferred: may be lowered to what fits
     max_batch_tokens: int
     tokenization_workers: int
+    cpu_ops: str = ""  # the instruction set of compiled operations, or "reference", as foreseen; empty: no CPU computes
     shard_threads: int = 0  # compute threads of each shard; 0 = torch's default
     gpus: tuple[str, ...] = ()  # one per shard, for CUDA_VISIBLE_DEVICES: UUIDs, which do not depend on an order
     shard_cpus: tuple[tuple[int, ...], ...] = ()  # CPUs of each shard; empty = not pinned

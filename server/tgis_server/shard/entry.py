@@ -143,6 +143,7 @@ def load(run: Run, rank: int, status: ShardStatus) -> ModelRunner:
         max_sequence_length=capacity.max_sequence_length,
         notes=facts.notes,
         end_ids=facts.end_ids,
+        kernels=facts.kernels,
     )
     logger.info("loaded in %.1f s", time.monotonic() - started_at)
     return runner

@@ -60,7 +60,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("model_type", "dtype", "device", "vocab_size", "weight_bytes", "num_blocks", "block_size", "max_sequence_length", "notes", "end_ids")
+    __slots__ = ("model_type", "dtype", "device", "vocab_size", "weight_bytes", "num_blocks", "block_size", "max_sequence_length", "notes", "end_ids", "kernels")
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class InfoReply(_message.Message):
     MAX_SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
     END_IDS_FIELD_NUMBER: _ClassVar[int]
+    KERNELS_FIELD_NUMBER: _ClassVar[int]
     model_type: str
     dtype: str
     device: str
@@ -81,7 +82,8 @@ class InfoReply(_message.Message):
     max_sequence_length: int
     notes: _containers.RepeatedScalarFieldContainer[str]
     end_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., vocab_size: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_sequence_length: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., end_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    kernels: str
+    def __init__(self, model_type: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., vocab_size: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_sequence_length: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., end_ids: _Optional[_Iterable[int]] = ..., kernels: _Optional[str] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ("is_onlooker",)

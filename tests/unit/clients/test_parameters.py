@@ -81,7 +81,7 @@ def test_values_that_are_refused_here_are_refused_by_the_server_too(name: str, v
         ({"top_p": "1e-50"}, "--top-p is 1e-50, but must be a number above 0 and at most 1."),  # 0 on the wire
         ({"top_k": "many"}, "--top-k is many, but must be an integer from 0 to 2147483647."),
         ({"max_new_tokens": "1.5"}, "--max-new-tokens is 1.5, but must be an integer from 1 to 4294967295."),
-        ({"stop": ["x"] * 7}, "--stop has 7 texts, but may have at most 6."),
+        ({"stop": ["x"] * 7}, "--stop has 7 strings, but may have at most 6."),
         ({"stop": [""]}, '--stop is "", but must have 1 to 240 bytes of UTF-8.'),
         ({"stop": ["x" * 241]}, f"--stop is {'x' * 50}..., but must have 1 to 240 bytes of UTF-8."),
         ({"stop": ["\udc80"]}, "--stop is not valid UTF-8: check it and the locale (LANG)."),

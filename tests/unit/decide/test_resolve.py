@@ -11,6 +11,7 @@ import pytest
 from tgis_cli.decide.resolve import Resolved, resolve
 from tgis_cli.machine import Cpu, Gpu, Machine
 from tgis_cli.model_files import DEMO_MODEL_DIR, find_model, find_model_dir, suggest_demo
+from tgis_server.engines.door import CpuOps
 from tgis_server.errors import ModelError, NotEnoughDevices, UsageError
 from tgis_server.options import load_config
 
@@ -21,7 +22,7 @@ TWO_GPUS = tuple(Gpu(str(index), "GPU", 80 * GIB, 80 * GIB) for index in range(2
 def machine(**facts: Any) -> Machine:
     cpus = tuple(Cpu(number, number) for number in range(8))
     defaults = {"gpus": (), "cpus": cpus, "has_bf16": True, "free_bytes": 8 * GIB, "limit_bytes": None}
-    return Machine(**defaults | {"torch_has_cuda": True} | facts)
+    return Machine(**defaults | {"torch_has_cuda": True, "cpu_kernels": ""} | facts)
 
 
 def resolve_with(environ: dict[str, str] | None = None, on: Machine | None = None, **flags: Any) -> Resolved:
@@ -350,18 +351,31 @@ def test_a_rehearsal_of_a_run_that_would_not_start_gives_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("flags", "has_bf16", "expected"),
+    ("flags", "facts", "expected"),
     [
-        ({}, True, "bfloat16"),
-        ({}, False, "float32"),
-        ({"dtype": "fp32"}, True, "float32"),
-        ({"dtype_str": "half"}, True, "float16"),
+        ({}, {"has_bf16": True}, "bfloat16"),
+        ({}, {"has_bf16": False}, "float32"),
+        ({}, {"has_bf16": False, "cpu_kernels": "avx2"}, "bfloat16"),
+        ({"dtype": "fp32"}, {}, "float32"),
+        ({"dtype_str": "half"}, {}, "float16"),
     ],
 )
-def test_the_dtype_is_the_given_one_or_the_checkpoints_if_the_cpu_supports_it(
-    flags: dict[str, str], has_bf16: bool, expected: str
+def test_the_dtype_is_the_given_one_or_the_checkpoints_if_the_cpu_computes_it_fast(
+    flags: dict[str, str], facts: dict[str, Any], expected: str
 ):
-    assert resolve_with(on=machine(has_bf16=has_bf16), **flags).run.dtype == expected
+    assert resolve_with(on=machine(**facts), **flags).run.dtype == expected
+
+
+def test_what_the_compiled_operations_do_not_compute_in_becomes_float32(model_dir, monkeypatch: pytest.MonkeyPatch):
+    def describe(choice: str, dtype: str, environ: object) -> CpuOps:
+        return CpuOps("reference", "", "no") if dtype == "float16" else CpuOps("cached", "avx2", "compiled earlier")
+
+    monkeypatch.setattr("tgis_server.engines.native.door.describe_cpu_ops", describe)
+    resolved = resolve_with(model_name=str(model_dir(dtype="float16")), on=machine(cpu_kernels=None))
+
+    assert (resolved.run.dtype, resolved.run.cpu_ops) == ("float32", "avx2")
+    assert resolved.reasons["dtype"] == "the compiled operations do not compute in float16"
+    assert resolved.reasons["cpu_ops"] == "compiled earlier"
 
 
 def test_the_dtype_is_read_from_the_weights_if_the_config_has_none(model_dir):
@@ -423,6 +437,7 @@ def test_every_choice_has_a_reason():
         "  device                cpu        flag --device",
         "  num_shard             2          flag --num-shard",
         "  dtype                 bfloat16   the checkpoint's",
+        "  cpu_ops               reference  stated",
         "  max_sequence_length   2048       max_position_embeddings of config.json",
         "  max_batch_tokens      512        the default on a CPU",
         "  kv_cache_memory       -          one sequence of maximum length (1 MiB) or, if larger, the smaller of "

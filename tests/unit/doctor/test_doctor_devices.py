@@ -12,9 +12,17 @@ import pytest
 
 from doctor_subject import GIB, GPUS, complaints, judge, make_subject, with_versions
 from nvml_fake import Board, FakeNvml
-from tgis_cli.doctor.devices import check_cpus, check_devices, check_driver, check_gpu_use, check_visible_devices
+from tgis_cli.doctor.devices import (
+    check_cpu_ops,
+    check_cpus,
+    check_devices,
+    check_driver,
+    check_gpu_use,
+    check_visible_devices,
+)
 from tgis_cli.doctor.verdict import Host
 from tgis_cli.machine import Cpu, Gpu
+from tgis_server.engines.door import CpuOps
 
 DRIVER = "driver 570.86.10 for CUDA 12.8"
 
@@ -181,3 +189,40 @@ def test_less_than_one_cpu_is_a_warning():
             "or more.",
         )
     ]
+
+
+# -- operations on the CPU
+
+
+@pytest.mark.parametrize(
+    ("found", "values", "expected"),
+    [
+        (CpuOps("cached", "avx2", "compiled earlier"), {}, [("ok", "Operations for avx2 serve (compiled earlier).")]),
+        (
+            CpuOps("reference", "", "there is no C++ compiler"),
+            {},
+            [("warn", "The slower torch operations serve: there is no C++ compiler.")],
+        ),
+        (
+            CpuOps("reference", "", "--cpu-ops is reference"),
+            {"cpu_ops": "reference"},
+            [("ok", "The slower torch operations serve: --cpu-ops is reference.")],
+        ),
+        (CpuOps("reference", "", "unused"), {"gpus": GPUS}, []),
+    ],
+)
+def test_slow_operations_on_the_cpu_are_a_warning_unless_they_are_wanted(
+    found: CpuOps, values: dict[str, Any], expected: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tgis_server.engines.native.door.describe_cpu_ops", lambda *_: found)
+
+    assert judge(check_cpu_ops, make_subject(**values)) == expected
+
+
+def test_operations_that_this_cpu_does_not_run_would_end_startup(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tgis_server.engines.native.ops.cpu.instruction_sets.find_usable", lambda cpuinfo: ())
+
+    ((level, sentence),) = judge(check_cpu_ops, make_subject(cpu_ops="avx2"))
+
+    assert level == "fail"
+    assert sentence.startswith("--cpu-ops is avx2, but this CPU has neither AVX2 nor AVX-512")

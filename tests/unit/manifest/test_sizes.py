@@ -27,13 +27,16 @@ SHAPES = (
 )
 
 
-def plan_in_pod(args: list[str], memory: int, *, has_bf16: bool = False, packs_weights: bool = True) -> Fit:
+def plan_in_pod(
+    args: list[str], memory: int, *, has_bf16: bool = False, packs_weights: bool = True, cpu_kernels: str = ""
+) -> Fit:
     """What the launcher would choose in the container: its arguments, and its limit as free memory."""
     flags: dict[str, Any] = {"model_name": args[1]}
     for name, _, value in (arg[2:].partition("=") for arg in args[2:]):
         flags[name.replace("-", "_")] = value
     loaded = load_config(flags, {})
-    machine = Machine((), (Cpu(0, 0),), has_bf16, memory, memory, packs_weights=packs_weights)
+    facts = {"packs_weights": packs_weights, "cpu_kernels": cpu_kernels}
+    machine = Machine((), (Cpu(0, 0),), has_bf16, memory, memory, **facts)
     with open_model(loaded.config, {}, None) as source:
         report = make_report(source, read_devices(None, None, loaded.config, machine), loaded, {})
     assert report.problem is None
@@ -60,6 +63,7 @@ def test_without_a_stated_size_a_pod_gets_what_a_large_machine_would_give_the_mo
     cpu=st.one_of(st.none(), st.integers(1000, 40_000)),
     has_bf16=st.booleans(),
     packs_weights=st.booleans(),
+    cpu_kernels=st.sampled_from(("", "avx512")),
 )
 def test_the_printed_memory_makes_the_launcher_choose_at_least_the_planned_tokens(
     shape: dict[str, int],
@@ -72,6 +76,7 @@ def test_the_printed_memory_makes_the_launcher_choose_at_least_the_planned_token
     cpu: int | None,
     has_bf16: bool,
     packs_weights: bool,
+    cpu_kernels: str,
 ) -> None:
     facts = {"num_hidden_layers": layers, "max_position_embeddings": length, "vocab_size": vocab_size}
     with tempfile.TemporaryDirectory() as directory:
@@ -86,7 +91,7 @@ def test_the_printed_memory_makes_the_launcher_choose_at_least_the_planned_token
         args = ["launch", str(model), *(arg for arg in server["args"][2:] if not arg.startswith("--device"))]
         limit = int(read_quantity(server["resources"]["limits"]["memory"]))
 
-        fit = plan_in_pod(args, limit, has_bf16=has_bf16, packs_weights=packs_weights)
+        fit = plan_in_pod(args, limit, has_bf16=has_bf16, packs_weights=packs_weights, cpu_kernels=cpu_kernels)
 
     [planned] = re.findall(r"KV cache \(([\d,]+) tokens\)", made.workload.resources.memory_why)
     assert fit.num_tokens >= int(planned.replace(",", ""))

@@ -79,6 +79,14 @@ def test_a_panel_of_80_columns_has_what_a_person_needs_and_no_word_is_cut():
     assert not any("start" in line for line in lines)
 
 
+def test_compiled_operations_stand_beside_the_device():
+    ready = make_ready(pb.InfoReply(device="cpu", kernels="avx512"))
+
+    assert row(ready, "runs as") == "1 shard on cpu (avx512)"
+    assert ready.facts()["kernels"] == "avx512"
+    assert row(make_ready(), "runs as") == "1 shard on cpu"
+
+
 def replace_notes(*notes: str) -> pb.InfoReply:
     info = pb.InfoReply()
     info.CopyFrom(INFO)

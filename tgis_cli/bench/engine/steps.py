@@ -20,7 +20,7 @@ MIN_STEPS = 3
 
 
 class Stepper:
-    """Measures works one after the other. Between them the engine holds no sequence."""
+    """Measures pieces of work one after another. Between them the engine holds no sequence."""
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ def read_sizes(text: str, flag: str) -> tuple[int, ...]:
     """Whole numbers; none for an empty text.
 
     Raises:
-        UsageError: it is no list of different numbers above 0.
+        UsageError: it is not a list of different numbers above 0.
     """
     return read_list(text, flag, int, "whole numbers above 0, such as 1,8,32") if text.strip() else ()
 
@@ -141,7 +141,7 @@ def kv_bytes(step: StepWork, keys: float) -> float:
 
 
 def pair_flops(step: StepWork, tokens: int, keys: float) -> float:
-    """Attention of some tokens, each of which sees so many keys."""
+    """Attention of some tokens, each of which sees this many keys."""
     return tokens * step.layer_pair_flops * sum(seen_keys(step, keys))
 
 

@@ -203,5 +203,5 @@ def read_status(headers: dict[bytes, bytes], http_status: int) -> tuple[int, str
 
 
 def to_number(digits: bytes) -> int:
-    """0 for an empty text, -1 for what is no number."""
+    """0 for an empty string, -1 for anything that is not a number."""
     return int(digits or b"0") if digits.isdigit() or not digits else -1

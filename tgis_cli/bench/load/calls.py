@@ -34,7 +34,7 @@ class Arrivals:
 
     concurrency: int | None = None
     due_s: tuple[float, ...] | None = None  # seconds after the start of the level, ascending; one for each call
-    max_calls: int | None = None  # stop sending after so many calls
-    max_s: float | None = None  # stop sending after so many seconds
-    limit_s: float | None = None  # after so many, cancel what is in flight; None: wait for it
+    max_calls: int | None = None  # stop sending after this many calls
+    max_s: float | None = None  # stop sending after this many seconds
+    limit_s: float | None = None  # after this many, cancel what is in flight; None: wait for it
     first_index: int = 0  # of the feed, so that levels and warm-up send different prompts

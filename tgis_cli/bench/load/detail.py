@@ -62,7 +62,7 @@ class Level:
     failed: int  # over the whole level
     failures: dict[str, int]  # gRPC status -> calls
     failure_texts: dict[str, str]  # gRPC status -> the server's explanation of the first
-    wrong_counts: int  # answers whose numbers of tokens are not what was asked for
+    wrong_counts: int  # answers with more or fewer tokens than requested
     is_cut: bool  # the run was ended during the level
     is_saturated: bool  # the server did not keep up with the rate
     requests_per_s: Estimate

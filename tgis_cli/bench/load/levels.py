@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 MAX_CONCURRENCY = 1024
-SATURATION_GAIN = 1.05  # a server is saturated if twice the streams do not give so many times the throughput
+SATURATION_GAIN = 1.05  # a server is saturated if twice the streams do not give this many times the throughput
 MAX_FAILED_SHARE = 0.1  # with more failures than these, more load would show nothing
 GOODPUT_SHARE = 0.95  # of the requests of a rate must meet the objectives
 RATE_RESOLUTION = 1.1  # from the highest rate that held to the lowest that did not, when the search ends
@@ -36,7 +36,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a decision needs to know of a level."""
+    """What a decision needs to know about a level."""
 
     plan: Plan
     throughput: float  # output tokens per second in the steady window

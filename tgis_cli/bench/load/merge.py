@@ -66,7 +66,7 @@ def reorder(gaps: Floats, num_gaps: Ints, order: Ints) -> Floats:
 
 
 def merge_health(parts: list[WorkerHealth], columns: list[Columns], cut_reason: str = "") -> GeneratorHealth:
-    """That of all workers. The memory includes this process, which joins what they have measured."""
+    """That of all workers. The memory includes this process, which merges their measurements."""
     lag_s = join_doubles(part.sent_s for part in columns) - join_doubles(part.due_s for part in columns)
     return GeneratorHealth(
         workers=len(parts),

@@ -74,7 +74,7 @@ def open_prompt_file(path: str, shape: CallShape, speed: float = 1.0) -> Iterato
     """Check all lines. A pipe is copied to a temporary file, which the end of the block removes.
 
     Args:
-        speed: a trace is replayed so many times as fast.
+        speed: a trace is replayed this many times as fast.
 
     Raises:
         UsageError: the file cannot be read, is empty, or has wrong lines, which are named.

@@ -84,7 +84,7 @@ class Vocabulary:
         return first + rng.choices(self.words, k=num_words - len(first))
 
     def _spell(self, number: int, most: int) -> list[str]:
-        """A number with words as its digits, the lowest first, and at most so many of them."""
+        """A number with words as its digits, the lowest first, and at most this many of them."""
         digits: list[str] = []
         while len(digits) < most and (number or len(digits) < MIN_DIGITS):
             number, digit = divmod(number, len(self.words))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tgis_cli.bench.load.columns import CUT
 from tgis_cli.bench.load.records import Doubles, Records
 
-RAMP_UP = 0.3  # of the arrivals do not count: latencies rise while an idle server fills up, which is no trend
+RAMP_UP = 0.3  # of the arrivals do not count: latencies rise while an idle server fills up, which is not a trend
 EARLY, LATE = (RAMP_UP, 0.5), (0.8, 1.0)  # parts of the arrivals whose latencies are compared
 MIN_CALLS = 11  # after the ramp-up; in fewer, not even latencies in ascending order are a significant trend
 DEVIATIONS = 3.0  # standard deviations of the rank correlation of calls without a trend

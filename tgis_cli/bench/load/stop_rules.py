@@ -8,7 +8,7 @@ from tgis_cli.bench.load.orders import Totals
 
 STALL_S = 60.0  # a server that has begun its answers and sends nothing for so long will not send more
 SILENCE_S = 600.0  # a long prompt, or a long unary answer, may take minutes before anything is sent
-# So many failures in at least so many seconds, and nothing else: the server refuses everything.
+# This many failures in at least this many seconds, and nothing else: the server refuses everything.
 REFUSED_CALLS = 100
 REFUSED_S = 2.0
 SHORT_S = 1.0  # a call in flight for longer has not been refused: the server may be working on it

@@ -77,7 +77,7 @@ class LatencyOverTime:
 
 @dataclass(slots=True)
 class Tokens:
-    """What is known of the tokens of a level."""
+    """What is known about the tokens of a level."""
 
     by_batch: Doubles  # output tokens in each batch of the steady window
     by_step: Doubles  # and in each step of the whole level

@@ -70,7 +70,7 @@ def suggest_closed(records: Records, concurrency: int) -> Iterator[Window]:
 
 
 def find_last_full(records: Records, concurrency: int) -> float | None:
-    """The last moment at which so many calls were in flight; ``None`` if there was none."""
+    """The last moment at which this many calls were in flight; ``None`` if there was none."""
     times = np.concatenate((records.due_s, records.end_s))
     steps = np.repeat([1, -1], len(records.index))
     order = np.lexsort((-steps, times))  # at the same moment, a slot is used again before it counts as empty

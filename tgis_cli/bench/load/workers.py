@@ -1,4 +1,4 @@
-"""The load generator's side of its workers: start them, give each its share of a level, and join what they measured."""
+"""The load generator's side of its workers: start them, give each its share of a level, merge their measurements."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ class Workers:
 
 
 def explain_no_direct_connection(address: Address, tls_files: TlsFiles | None, reason: str) -> str:
-    """Other commands may have reached the server through a proxy, which is no part of what a load measures."""
+    """Other commands may have reached the server through a proxy, which is not part of what a load measures."""
     variable, proxy = find_proxy(address.target, os.environ)
     if not variable:
         return explain_no_connection(address, tls_files, CONNECT_S)

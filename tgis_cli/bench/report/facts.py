@@ -1,4 +1,4 @@
-"""What is known of a level besides its latencies: its windows, the server's own view, and the generator's health."""
+"""What is known about a level besides its latencies: its windows, the server's own view, and the generator's health."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@ The interval of a percentile is that between two order statistics, whose ranks f
 needs no assumption about the shape of the latencies. Its ranks are those of the *effective* number of samples
 (Woodruff, "Confidence intervals for medians and other position measures", 1952; Korn and Graubard, "Confidence
 intervals for proportions with small expected number of positive counts estimated from survey data", 1998): samples that
-belong together, as the gaps of one request or of one second, say less than as many independent ones. How much less
+belong together, such as the gaps of one request or of one second, say less than as many independent ones. How much less
 follows from how much the share of samples below the percentile differs between clusters. If there are several ways to
 group the samples, the one that leaves the fewest effective samples counts.
 
-A percentile is given only if both ends of its interval exist. This takes so many effective samples: 6 for p50, 36 for
+A percentile is given only if both ends of its interval exist. The effective samples needed are 6 for p50, 36 for
 p90, 72 for p95, 368 for p99, 3,688 for p99.9 (share^n ≤ 2.5 %).
 """
 
@@ -116,7 +116,7 @@ def estimate_percentiles(samples: Samples, clusterings: Sequence[Clusters] = ())
 
 
 def can_bound(num: int, share: float) -> bool:
-    """Whether an interval exists for so many independent samples."""
+    """Whether an interval exists for this many independent samples."""
     return share**num <= TAIL
 
 

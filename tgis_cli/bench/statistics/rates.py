@@ -35,7 +35,7 @@ def estimate_rate(amounts: npt.NDArray[np.float64], part_s: float, num_events: i
         amounts: what was done in each of ``NUM_PARTS`` parts, which are equally long and follow each other.
         num_events: how many tokens or requests these amounts count.
         call_s: mean duration of a request, if what it does counts evenly over this time. Parts are joined until they
-            are long enough beside it; if too few of them are left, there is no interval.
+            are long enough compared with it; if too few of them are left, there is no interval.
     """
     if part_s <= 0:
         return Estimate(0.0)

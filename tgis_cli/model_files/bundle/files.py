@@ -1,4 +1,4 @@
-"""Reading and writing the files of a bundle: checksums on the way, and a final name only for complete results."""
+"""Reading and writing the files of a bundle: checksums as they pass, and final names only for complete files."""
 
 from __future__ import annotations
 

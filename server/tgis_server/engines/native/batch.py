@@ -16,8 +16,7 @@ from torch import Tensor
 from tgis_server.engines.native.decoder_slots import DecoderSlots, SlotState
 from tgis_server.engines.native.encoder_slots import EncoderSlots
 from tgis_server.engines.native.models.decoder import StepInputs
-from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionModifiers, Cache, StepRows
+from tgis_server.engines.native.ops.api import AttentionModifiers, Cache, Ops, StepRows
 from tgis_server.engines.sampling.api import SamplingRow
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.wire.messages import StepPlan, TokenIds, Wanted

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tgis_server.engines.door import ModelSummary, StepWork
+from tgis_server.engines.door import CpuOps, ModelSummary, StepWork
 from tgis_server.engines.native.checkpoint.inspect import Checkpoint, check_num_shard, inspect_checkpoint
 from tgis_server.engines.native.families import parameters_of, read_spec
 from tgis_server.engines.native.memory import CPU_KV_BYTES, CPU_KV_SHARE, MAX_PRIMITIVES, RankMemory, rank_memory
+from tgis_server.engines.native.ops.cpu import library
 from tgis_server.engines.native.parameters.pieces import valid_num_shards
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.model_files import read_json
@@ -98,3 +99,7 @@ def cpu_environment(environ: Mapping[str, str]) -> dict[str, str]:
         # About 10 us of spinning bridges most gaps between operations.
         defaults["GOMP_SPINCOUNT"] = "1000"
     return defaults
+
+
+def describe_cpu_ops(choice: str, dtype: str, environ: Mapping[str, str]) -> CpuOps:
+    return library.describe_cpu_ops(choice, dtype, environ)

@@ -14,8 +14,7 @@ import torch
 
 from tgis_server.engines.native.models.decoder import StepInputs
 from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder, EncoderInputs
-from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionPlan, Cache, StepRows
+from tgis_server.engines.native.ops.api import AttentionPlan, Cache, Ops, StepRows
 from tgis_server.engines.sampling.staging import Staging
 from tgis_server.wire.messages import NewSequence, StepPlan, TokenIds
 

@@ -17,8 +17,8 @@ from tgis_server.engines.native.memory import MemoryRequest, free_gpu_bytes, ran
 from tgis_server.engines.native.models.decoder import Decoder, pack_weights
 from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
 from tgis_server.engines.native.models.rope_table import build_table, find_rope_border
-from tgis_server.engines.native.ops import Ops, select_ops
-from tgis_server.engines.native.ops.api import Cache, CacheShape
+from tgis_server.engines.native.ops import select_ops
+from tgis_server.engines.native.ops.api import Cache, CacheShape, Ops
 from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.host import cgroup
@@ -66,7 +66,7 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
         group = ShardGroup.join(run.rendezvous_file, rank, run.num_shard, device, timeout_s)
 
     # 3. Weights
-    ops = select_ops(device, dtype)
+    ops, why_slower = select_ops(device, dtype, run.config.cpu_ops, progress, run.run_dir)
     progress(PHASE, 0, 0)
     weights = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
     _return_freed_memory()
@@ -91,7 +91,8 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
         vocab_size=spec.vocab_size,
         end_ids=spec.eos_ids,
         weight_bytes=memory.weight_bytes,
-        notes=budget.notes,
+        kernels=ops.kernels,
+        notes=(*budget.notes, *filter(None, [why_slower])),
     )
     return LoadedModel(
         spec=spec,

@@ -90,10 +90,15 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int, *, packs_weights: b
     """The memory that a rank of ``run`` needs; the checkpoint is for the same number of shards.
 
     Args:
-        packs_weights: whether the CPU has instructions for packed weights; ``None``: as this one has.
+        packs_weights: whether torch's operations pack weights on the CPU; ``None``: as on this one. The compiled
+            operations always do.
     """
     config, spec = run.config, checkpoint.spec
-    is_packed = run.device == "cpu" and (cpu_packs(run.dtype) if packs_weights is None else packs_weights)
+    is_compiled = run.cpu_ops not in ("", "reference")
+    may_pack = cpu_packs(run.dtype) if packs_weights is None else packs_weights
+    is_packed = run.device == "cpu" and (is_compiled or may_pack)
+    # Compiled operations keep most of a step in float32. A node that packs weights may also have those.
+    has_float32_steps = run.device == "cpu" and (is_compiled or packs_weights is True)
     request = MemoryRequest(
         device=run.device,
         block_bytes=checkpoint.kv_bytes_per_token(rank, run.dtype) * config.kv_block_size,
@@ -111,13 +116,13 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int, *, packs_weights: b
         intermediate_size=spec.intermediate_size // run.num_shard,
         qkv_size=(spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim // run.num_shard,
         vocab_size=spec.vocab_size,
-        item_bytes=ITEM_BYTES[run.dtype],
+        item_bytes=ITEM_BYTES["float32" if has_float32_steps else run.dtype],
     )
     weights = checkpoint.weight_bytes(rank, run.dtype) + (head_copy_bytes(spec, run) if is_packed else 0)
     return RankMemory(
         what=f"{run.model_id} in {run.dtype}",
         weight_bytes=weights,
-        step_bytes=step + (MAX_PRIMITIVES * PRIMITIVE_BYTES if is_packed else 0),
+        step_bytes=step + (MAX_PRIMITIVES * PRIMITIVE_BYTES if is_packed and not is_compiled else 0),
         request=request,
         gpu_share=config.cuda_process_memory_fraction,
     )

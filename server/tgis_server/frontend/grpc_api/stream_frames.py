@@ -39,7 +39,7 @@ async def write_frames(write: Write, writer: Writer, call: Call, output: Output,
 
 
 class _Stream:
-    """Writes the parts of an output one after the other.
+    """Writes the parts of an output one after another.
 
     This is not done in a task: for a task that waits for news, writes and waits again, asyncio would spend as much time
     per token as all the code here takes. Instead, callbacks resume the library's coroutine when the future that it

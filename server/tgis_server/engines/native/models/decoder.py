@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgis_server.engines.native.ops import Ops
 from tgis_server.engines.native.ops.api import (
     AttentionModifiers,
     AttentionPlan,
     Cache,
     Heads,
     Norm,
+    Ops,
     RelativeBias,
+    Rotation,
     WeightPart,
 )
-from tgis_server.engines.native.ops.norms import NoNorm
 from tgis_server.engines.native.parallel import Group
 from tgis_server.engines.native.parameters.pieces import Kind, Parameter, kv_heads_of, padded_vocab_rows
 from tgis_server.engines.native.spec import Alibi, DecoderSpec, RelativePositions
@@ -68,7 +68,7 @@ class LayerInputs:
     plan: AttentionPlan
     cross_plan: AttentionPlan | None
     cache: Cache
-    rotation: Tensor | None  # (num_tokens, 2, rotary_dim), see ``rope_table.py``
+    rotation: Rotation | None
 
 
 class Stack:
@@ -132,6 +132,7 @@ class Stack:
             layers.append(self._layer_weights(i, following))
             following = layers[-1].attention_norm
         self._layers = layers[::-1]
+        self._run_layers = ops.capture(self._forward)
 
     def _relative_bias(self) -> RelativeBias | None:
         positions = self._spec.positions
@@ -149,9 +150,9 @@ class Stack:
         return torch.tensor(slopes, device=self._embedding.device)
 
     def _norm(self, name: str) -> Norm:
-        """The norm of that name; :class:`NoNorm` if the family has none there."""
+        """The norm of that name; one that changes nothing if the family has none there."""
         if name not in self._weights:
-            return NoNorm()
+            return self._ops.make_norm(None, None, None, 0.0)
         bias = self._weights.get(f"{name}_bias")
         return self._ops.make_norm(self._spec.norm, self._weights[name], bias, self._spec.norm_eps)
 
@@ -193,10 +194,16 @@ class Stack:
         """Run all layers, writing the keys and values of the step's tokens to the cache.
 
         Returns:
-            (num_tokens, hidden_size), after the final norm; the same on every rank.
+            (num_tokens, hidden_size), after the final norm; the same on every rank. The next call may overwrite it.
         """
+        hidden = self._run_layers(inputs, cache)
+        assert hidden is not None
+        return hidden
+
+    def _forward(self, inputs: StepInputs, cache: Cache) -> Tensor:
         residual = self._embed(inputs)
-        rotation = None if self._rope_table is None else self._rope_table.index_select(0, inputs.position_rows)
+        table = self._rope_table
+        rotation = None if table is None else self._ops.make_rotation(table, inputs.position_rows)
         step = LayerInputs(inputs.attention, inputs.cross_attention, cache, rotation)
         x = self._layers[0].attention_norm(residual)
         for layer in self._layers:
@@ -206,34 +213,38 @@ class Stack:
     def _embed(self, inputs: StepInputs) -> Tensor:
         vocab_size = self._spec.vocab_size
         x = self._ops.embed(inputs.ids, self._embedding, self._first_id, vocab_size, self._embedding_scale)
-        x = self._group.add(x)
+        x = self._sum(x)
         if self._learned_positions is not None:
-            x.add_(self._learned_positions.index_select(0, inputs.position_rows))
+            x = self._ops.add_rows(x, self._learned_positions, inputs.position_rows)
         return x if self._embedding_norm is None else self._embedding_norm(x)
 
     # -- The kinds of layers: each adds to ``residual``; ``x`` is its norm before, the result its norm after -----------
 
     def _serial(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
         scale = self._spec.residual_scale
-        x = self._group.add(self._attention(layer, x, step))
+        x = self._sum(self._attention(layer, x, step))
         x = layer.mlp_norm.add(residual, x, scale)
-        x = self._group.add(self._mlp(layer, x))
+        x = self._sum(self._mlp(layer, x))
         return layer.next_norm.add(residual, x, scale)
 
     def _parallel(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
-        both = self._attention(layer, x, step).add_(self._mlp(layer, x))
-        return layer.next_norm.add(residual, self._group.add(both), self._spec.residual_scale)
+        both = self._ops.add(self._attention(layer, x, step), self._mlp(layer, x))
+        return layer.next_norm.add(residual, self._sum(both), self._spec.residual_scale)
 
     def _parallel_two_norms(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
-        both = self._attention(layer, x, step).add_(self._mlp(layer, layer.mlp_norm(residual)))
-        return layer.next_norm.add(residual, self._group.add(both), self._spec.residual_scale)
+        both = self._ops.add(self._attention(layer, x, step), self._mlp(layer, layer.mlp_norm(residual)))
+        return layer.next_norm.add(residual, self._sum(both), self._spec.residual_scale)
 
     def _sandwich(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
         scale = self._spec.residual_scale
-        x = layer.attention_post_norm(self._group.add(self._attention(layer, x, step)))
+        x = layer.attention_post_norm(self._sum(self._attention(layer, x, step)))
         x = layer.mlp_norm.add(residual, x, scale)
-        x = layer.mlp_post_norm(self._group.add(self._mlp(layer, x)))
+        x = layer.mlp_post_norm(self._sum(self._mlp(layer, x)))
         return layer.next_norm.add(residual, x, scale)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        return x if self._group.size == 1 else self._ops.apply(self._group.add, x)
 
     # -- The parts of a layer: this rank's share of a sum --------------------------------------------------------------
 

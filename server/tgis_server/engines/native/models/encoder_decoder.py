@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tgis_server.engines.native.models.decoder import Decoder, LayerInputs, LayerWeights, Stack, StepInputs
-from tgis_server.engines.native.ops import Ops
-from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan, Cache, Norm
+from tgis_server.engines.native.ops.api import AttentionModifiers, AttentionPlan, Cache, Norm, Ops
 from tgis_server.engines.native.parallel import Group
 from tgis_server.engines.native.spec import EncoderDecoderSpec
 
@@ -63,6 +62,7 @@ class EncoderDecoder(Decoder):
         self.encoder = Encoder(spec.encoder, {**own, "embedding": weights["embedding"]}, rope_table, ops, group)
         self.cross_modifiers = AttentionModifiers(spec.attention_scale, is_causal=False)
         self._cross = [self._cross_weights(f"layers.{i}.cross_") for i in range(spec.num_layers)]
+        self._run_encoder = ops.capture(self._encode)
 
     def _cross_weights(self, prefix: str) -> CrossWeights:
         weights = self._weights
@@ -78,6 +78,9 @@ class EncoderDecoder(Decoder):
 
     def encode(self, inputs: EncoderInputs, cache: Cache) -> None:
         """Run the encoder, and write the keys and values that decoder layers make of the encoding to the cache."""
+        self._run_encoder(inputs, cache)
+
+    def _encode(self, inputs: EncoderInputs, cache: Cache) -> None:
         hidden = self.encoder.forward(inputs.step, cache)
         for i, cross in enumerate(self._cross):
             keys_values = self._ops.linear(hidden, cross.kv, cross.kv_bias, None)
@@ -85,11 +88,11 @@ class EncoderDecoder(Decoder):
 
     def _serial(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
         scale, cross = self._spec.residual_scale, self._cross[layer.index]
-        x = self._group.add(self._attention(layer, x, step))
+        x = self._sum(self._attention(layer, x, step))
         x = cross.norm.add(residual, x, scale)
-        x = self._group.add(self._cross_attention(cross, layer.index, x, step))
+        x = self._sum(self._cross_attention(cross, layer.index, x, step))
         x = layer.mlp_norm.add(residual, x, scale)
-        x = self._group.add(self._mlp(layer, x))
+        x = self._sum(self._mlp(layer, x))
         return layer.next_norm.add(residual, x, scale)
 
     def _cross_attention(self, cross: CrossWeights, index: int, x: Tensor, step: LayerInputs) -> Tensor:

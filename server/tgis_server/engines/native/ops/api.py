@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from tgis_server.engines.native import spec
+
+Inputs = TypeVar("Inputs")  # inputs of a captured function
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class StepRows:
 
 Cache: TypeAlias = Any  # opaque, from Ops.make_cache
 AttentionPlan: TypeAlias = Any  # opaque, from Ops.plan_attention or plan_uncached_attention; for all layers of a step
+Rotation: TypeAlias = Any  # opaque, from Ops.make_rotation; for all layers of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,20 @@ class Norm(Protocol):
 class Ops(Protocol):
     """One implementation for one device and dtype."""
 
+    kernels: str  # the instruction set of compiled operations; empty: torch's
+
+    def capture(self, function: Callable[[Inputs, Cache], Tensor | None]) -> Callable[[Inputs, Cache], Tensor | None]:
+        """A function that does the same and may be faster, such as one that replays what ``function`` did before.
+
+        Args:
+            function: computes with operations of this object alone, and takes nothing from outside that changes. Its
+                inputs are a dataclass of tensors with one row per token, attention plans, and dataclasses of these.
+
+        Returns:
+            The function. A tensor that it returns may be overwritten by the next call.
+        """
+        ...
+
     def pack(self, weight: WeightPart) -> Any:
         """Convert a linear weight for :meth:`linear`. The caller may drop ``weight`` afterwards."""
         ...
@@ -142,8 +159,11 @@ class Ops(Protocol):
         """(T, inputs) -> (T, outputs). If the inputs are divided among ranks, this is the rank's part of the sum."""
         ...
 
-    def make_norm(self, kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:
-        """A norm of this kind. ``weight`` may have leading dimensions, such as one row per head."""
+    def make_norm(self, kind: spec.Norm | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm:
+        """A norm of this kind. ``weight`` may have leading dimensions, such as one row per head.
+
+        ``None``, without a weight, stands in for a norm that a layer does not have.
+        """
         ...
 
     def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Tensor], Tensor]:
@@ -158,6 +178,18 @@ class Ops(Protocol):
 
         ``num_ids`` is the size of the whole vocabulary.
         """
+        ...
+
+    def add_rows(self, x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+        """Add to each token's elements a row of ``table``: rows (T,) int64. Changes ``x`` in place and returns it."""
+        ...
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add ``y`` to ``x`` in place; returns ``x``."""
+        ...
+
+    def apply(self, function: Callable[[Tensor], object], x: Tensor) -> Tensor:
+        """Call a function that changes ``x`` in place, such as a sum over ranks; returns ``x``."""
         ...
 
     def make_cache(self, shape: CacheShape) -> Cache:
@@ -195,11 +227,20 @@ class Ops(Protocol):
         """Like :meth:`plan_attention`, for :meth:`attend_uncached`: packed sequences of ``lengths`` tokens."""
         ...
 
+    def make_rotation(self, table: Tensor, lines: Tensor) -> Rotation:
+        """The rotations of a step's tokens.
+
+        Args:
+            table: (lines, 2, rotary_dim), see ``rope_table.py``.
+            lines: (T,) int64: each token's line.
+        """
+        ...
+
     def prepare_qkv(
         self,
         qkv: Tensor,
         heads: Heads,
-        rotation: Tensor | None,
+        rotation: Rotation | None,
         qk_norm: Norm | None,
         cache: Cache,
         layer: int,
@@ -210,7 +251,7 @@ class Ops(Protocol):
         Args:
             qkv: (T, (H + 2 K) D), changed in place.
             heads: the heads in ``qkv``.
-            rotation: (T, 2, rotary_dim), see ``rope_table.py``, or ``None``.
+            rotation: from :meth:`make_rotation`, or ``None``.
             qk_norm: a norm of (T, H + K, D) over D, or ``None``.
             cache: from :meth:`make_cache`.
             layer: the layer whose keys and values are written.
@@ -258,5 +299,5 @@ class Ops(Protocol):
         ...
 
     def logits(self, hidden: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-        """(rows, hidden) -> (rows, this rank's vocabulary) in the model's dtype."""
+        """(rows, hidden) -> (rows, this rank's vocabulary) in the model's dtype or float32."""
         ...

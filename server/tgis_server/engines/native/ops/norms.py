@@ -71,7 +71,9 @@ class NoNorm:
 RMS_NORMS = {"rms": RmsNorm, "rms_plus_one": RmsNormPlusOne}
 
 
-def make_norm(kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:
+def make_norm(kind: spec.Norm | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm:
+    if kind is None or weight is None:
+        return NoNorm()
     if kind == "layer":
         return (LayerNorm if weight.dim() == 1 else LayerNormOfHeads)(weight, bias, eps)
     assert bias is None, "an RMS norm has no bias"

@@ -15,6 +15,7 @@ from tgis_server.engines.native.ops.api import (
     AttentionModifiers,
     CacheShape,
     Heads,
+    Inputs,
     LoraView,
     Norm,
     StepRows,
@@ -43,6 +44,8 @@ ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
 class TorchOps:
     """Implements ``Ops`` with torch's own kernels; see ``api.py`` for shapes."""
 
+    kernels = ""
+
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._prepacks = device.type == "cpu" and can_prepack(dtype)
         # Even a good model's float16 keys can overflow; clamped, they still give finite scores.
@@ -50,6 +53,11 @@ class TorchOps:
         self._dtype = dtype
         self._device = device
         self._staging = Staging(device)
+
+    def capture(
+        self, function: Callable[[Inputs, PagedCache], Tensor | None]
+    ) -> Callable[[Inputs, PagedCache], Tensor | None]:
+        return function
 
     def pack(self, weight: WeightPart) -> LinearWeight:
         return pack(weight, prepack=self._prepacks)
@@ -60,7 +68,7 @@ class TorchOps:
     def logits(self, hidden: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
         return linear(hidden, weight, bias, None)
 
-    def make_norm(self, kind: spec.Norm, weight: Tensor, bias: Tensor | None, eps: float) -> Norm:
+    def make_norm(self, kind: spec.Norm | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm:
         return make_norm(kind, weight, bias, eps)
 
     def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Tensor], Tensor]:
@@ -76,6 +84,16 @@ class TorchOps:
             found = table.index_select(0, local.masked_fill(is_outside, 0)).masked_fill_(is_outside[:, None], 0)
         return found if scale == 1.0 else found.mul_(scale)
 
+    def add_rows(self, x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+        return x.add_(table.index_select(0, rows))
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.add_(y)
+
+    def apply(self, function: Callable[[Tensor], object], x: Tensor) -> Tensor:
+        function(x)
+        return x
+
     def make_cache(self, shape: CacheShape) -> PagedCache:
         return PagedCache(shape, self._dtype, self._device)
 
@@ -89,6 +107,9 @@ class TorchOps:
         self, lengths: Sequence[int], heads: Heads, modifiers: Iterable[AttentionModifiers]
     ) -> TorchPlan:
         return plan_uncached_attention(lengths, heads, modifiers, self._dtype, self._device)
+
+    def make_rotation(self, table: Tensor, lines: Tensor) -> Tensor:
+        return table.index_select(0, lines)
 
     def prepare_qkv(
         self,

@@ -81,8 +81,13 @@ def _head_bias(modifiers: AttentionModifiers, keys: Tensor, queries: Tensor) -> 
 def _relative_bias(relative: RelativeBias, distance: Tensor) -> Tensor:
     """(..., H, queries, keys) for distances (..., queries, keys), which are clamped to ``max_distance``."""
     most = relative.max_distance
-    by_distance = relative.table.float()[_buckets(relative, torch.arange(-most, most + 1, device=distance.device))]
-    return by_distance.T[:, distance.clamp(-most, most) + most].movedim(0, -3)  # contiguous along keys
+    return bias_by_distance(relative).T[:, distance.clamp(-most, most) + most].movedim(0, -3)  # contiguous along keys
+
+
+def bias_by_distance(relative: RelativeBias) -> Tensor:
+    """(2 * max_distance + 1, H) float32: the biases for distances from -``max_distance`` to ``max_distance``."""
+    most = relative.max_distance
+    return relative.table.float()[_buckets(relative, torch.arange(-most, most + 1, device=relative.table.device))]
 
 
 def _buckets(relative: RelativeBias, distance: Tensor) -> Tensor:

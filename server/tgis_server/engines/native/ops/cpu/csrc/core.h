@@ -69,8 +69,8 @@ struct NormArgs {
   NormKind kind;
   int32_t residual;      // float32; the norm's input, or what is added to
   int32_t addend;        // float32; -1: nothing is added to `residual`
-  int32_t output;        // input of a linear layer
-  int32_t is_addend_input;  // whether `addend` has the type of a linear layer's input
+  int32_t output;        // -1: only the sum is wanted
+  int32_t to_input;      // whether `output` has the type of a linear layer's input, or float32
   int64_t width;
   const float* weight;   // may be null
   const float* bias;     // may be null
@@ -105,7 +105,7 @@ struct AddArgs {
 };
 
 // Keys and values of one layer are blocks of `block_size` tokens. Each KV head of a block has its keys, then its values,
-// both in panels as `tile.h` multiplies them; see attention.h.
+// both in panels as `tile.h` multiplies them; see cache.h.
 struct CacheShape {
   Dtype dtype;
   int64_t block_size, num_kv_heads, head_dim;
@@ -123,7 +123,8 @@ struct WriteArgs {
   const float* norm_weight;  // (query and key heads, head_dim); may be null
   const float* norm_bias;    // likewise
   float norm_eps;
-  void* layer;             // the layer's blocks
+  void* layer;             // the layer's blocks, unless they are in a buffer:
+  int32_t scratch;         // -1: they are not
 };
 
 struct AttendArgs {
@@ -140,7 +141,14 @@ struct AttendArgs {
   const float* distance_bias;  // (num_heads, 2 * max_distance + 1): for distances from -max_distance on; may be null
   int64_t max_distance;
   const float* sinks;      // (num_heads,); may be null
+  int32_t scratch;         // as in WriteArgs
 };
+
+// The blocks that an operation reads or writes.
+template <class E, class Args> E* layer_of(const Args& args, const Step& step) {
+  return static_cast<E*>(args.scratch < 0 ? const_cast<void*>(static_cast<const void*>(args.layer))
+                                          : step.buffers[args.scratch].data);
+}
 
 enum class Choice : int32_t { greedy = 0, sampled = 1, given = 2 };
 
@@ -190,10 +198,9 @@ struct Kernels {
   OpPtr (*activation)(const ActivationArgs&);
   OpPtr (*embed)(const EmbedArgs&);
   OpPtr (*add)(const AddArgs&);
-  int64_t (*block_bytes)(const CacheShape&);  // of one layer
+  int64_t (*block_bytes)(const CacheShape&);  // of one block of one layer
   OpPtr (*write)(const WriteArgs&);
   OpPtr (*attend)(const AttendArgs&);
-  OpPtr (*merge)(const AttendArgs&);
 };
 
 // Called by each instruction set's file when the library is loaded.

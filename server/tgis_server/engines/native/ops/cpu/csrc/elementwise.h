@@ -19,7 +19,7 @@ template <class F> inline void for_tokens(const Step& step, int64_t width, int64
 
 template <Activation kind> inline Vec activate(Vec x) {
   if constexpr (kind == Activation::silu) return x / (set1(1.f) + exp(-x));
-  if constexpr (kind == Activation::relu) return max(x, zero());
+  if constexpr (kind == Activation::relu) return max(zero(), x);  // in this order, a NaN stays one
   if constexpr (kind == Activation::gelu) return x * fma(erf(x * set1(0.70710678f)), set1(0.5f), set1(0.5f));
   if constexpr (kind == Activation::gelu_tanh) {
     Vec inner = set1(0.79788456f) * fma(x * x * x, set1(0.044715f), x);

@@ -1,6 +1,8 @@
 // The kernels of one instruction set: compiled once for each, with its flags and its name as TGIS_ISA.
 #include <algorithm>
 
+#include "attention.h"
+#include "cache.h"
 #include "elementwise.h"
 #include "linear.h"
 #include "norm.h"
@@ -55,6 +57,13 @@ const Kernels kernels{
     },
     [](const EmbedArgs& args) { return make<Embed>(args, args.dtype); },
     [](const AddArgs& args) { return make<Add>(args, args.dtype); },
+    [](const CacheShape& shape) {
+      return with_dtype(shape.dtype, [&](auto e) -> int64_t {
+        return Layout<decltype(e)>(shape).block_elements * sizeof(e);
+      });
+    },
+    [](const WriteArgs& args) { return make<Write>(args, args.cache.dtype); },
+    [](const AttendArgs& args) { return make<Attend>(args, args.cache.dtype); },
 };
 
 const Registration registration(kernels);

@@ -23,7 +23,7 @@ inline Moments moments(NormKind kind, const float* x, int64_t n, float eps) {
   return {mean, 1.f / std::sqrt(sum(squares) / n + eps)};
 }
 
-// out may be x. Writes n elements, rounded up to whole vectors only if `pads`.
+// Writes exactly n elements; `out` may be `x`.
 template <class Out>
 inline void normalize(Moments m, const float* x, const float* weight, const float* bias, int64_t n, Out* out) {
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -47,19 +47,17 @@ template <class E> class Norm : public Op {
     int64_t end = std::min(step.num_tokens, (item + 1) * tokens_per_item_);
     for (int64_t t = item * tokens_per_item_; t < end; ++t) {
       float* residual = step.buffers[a_.residual].row<float>(t);
-      if (a_.addend >= 0) {
-        const Buffer& addend = step.buffers[a_.addend];
-        if (a_.is_addend_input) add(residual, addend.row<Input<E>>(t));
-        else add(residual, addend.row<float>(t));
-      }
+      if (a_.addend >= 0) add(residual, step.buffers[a_.addend].row<float>(t));
       if (a_.output < 0) continue;
+      const Buffer& out = step.buffers[a_.output];
       Moments m = moments(a_.kind, residual, a_.width, a_.eps);
-      normalize(m, residual, a_.weight, a_.bias, a_.width, step.buffers[a_.output].row<Input<E>>(t));
+      if (a_.to_input) normalize(m, residual, a_.weight, a_.bias, a_.width, out.row<Input<E>>(t));
+      else normalize(m, residual, a_.weight, a_.bias, a_.width, out.row<float>(t));
     }
   }
 
  private:
-  template <class T> void add(float* residual, const T* addend) const {
+  void add(float* residual, const float* addend) const {
     for (int64_t i = 0; i < a_.width; i += kLanes)
       store(residual + i, fma(load(addend + i), set1(a_.scale), load(residual + i)));
   }

@@ -55,6 +55,11 @@ using namespace tgis;
 
 extern "C" {
 
+#ifndef TGIS_VERSION
+#define TGIS_VERSION "unknown"
+#endif
+// A digest of all sources. Python uses a library only if it was compiled from the sources beside it.
+const char* tgis_version() { return "tgis sources " TGIS_VERSION; }
 int32_t tgis_num_kernels() { return int32_t(registered().size()); }
 const char* tgis_kernels_name(int32_t i) { return registered()[i]->name; }
 const Kernels* tgis_kernels(const char* name) {
@@ -85,11 +90,15 @@ void tgis_sample(const Kernels* kernels, const SamplingArgs* args, int32_t num_t
 }
 Program* tgis_new_program(const Kernels* kernels) { return new Program(*kernels); }
 void tgis_delete_program(Program* program) { delete program; }
+int64_t tgis_num_ops(const Program* program) { return int64_t(program->ops.size()); }
 void tgis_linear(Program* p, const LinearArgs* args) { p->ops.push_back(p->kernels.linear(*args)); }
 void tgis_norm(Program* p, const NormArgs* args) { p->ops.push_back(p->kernels.norm(*args)); }
 void tgis_activation(Program* p, const ActivationArgs* args) { p->ops.push_back(p->kernels.activation(*args)); }
 void tgis_embed(Program* p, const EmbedArgs* args) { p->ops.push_back(p->kernels.embed(*args)); }
 void tgis_add(Program* p, const AddArgs* args) { p->ops.push_back(p->kernels.add(*args)); }
+int64_t tgis_block_bytes(const Kernels* kernels, const CacheShape* shape) { return kernels->block_bytes(*shape); }
+void tgis_write(Program* p, const WriteArgs* args) { p->ops.push_back(p->kernels.write(*args)); }
+void tgis_attend(Program* p, const AttendArgs* args) { p->ops.push_back(p->kernels.attend(*args)); }
 void tgis_run(Program* program, int64_t first, int64_t last, const Step* step) {
   std::lock_guard lock(team_mutex);
   run(*program, first, last, *step, team_of(step->num_threads));

@@ -66,28 +66,38 @@ template <> struct Packing<bf16> {
 
 template <class E> using Input = typename Packing<E>::Input;
 
-// sums[m][v] += x[m][0..num_inputs) times columns [v * kLanes, (v + 1) * kLanes) of `panel`. One step of the panel is
-// `stride` elements after the one before; `ahead` bytes are prefetched (0: none). Each sum adds its products in the
-// order of the inputs, so a row's results do not depend on the other rows.
+// sums[m][v] += x[m][0..num_inputs) times the kLanes columns at columns[v]. One step of a panel is `stride` elements after
+// the one before; what lies `ahead` bytes further is prefetched (0: nothing). Each sum adds its products in the order of
+// the inputs, so a row's results do not depend on the other rows.
 template <class E, int kRows, int kVecs>
 inline __attribute__((always_inline)) void multiply(Vec (&sums)[kRows][kVecs], const Input<E>* x, int64_t x_stride,
-                                                    const E* panel, int64_t stride, int64_t num_inputs,
-                                                    int64_t ahead = 0) {
+                                                    const E* const (&columns)[kVecs], int64_t stride,
+                                                    int64_t num_inputs, int64_t ahead = 0) {
   using P = Packing<E>;
-  int64_t k = 0;
-  for (; k + P::kStep <= num_inputs; k += P::kStep, panel += stride) {
+  int64_t k = 0, at = 0;
+  for (; k + P::kStep <= num_inputs; k += P::kStep, at += stride) {
     if (ahead)
       for (int v = 0; v < kVecs; ++v)
-        _mm_prefetch(reinterpret_cast<const char*>(panel + v * kLanes * P::kStep) + ahead, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(columns[v] + at) + ahead, _MM_HINT_T0);
     typename P::Columns w[kVecs];
-    for (int v = 0; v < kVecs; ++v) w[v] = P::columns(panel + v * kLanes * P::kStep);
+    for (int v = 0; v < kVecs; ++v) w[v] = P::columns(columns[v] + at);
     for (int m = 0; m < kRows; ++m)
       for (int v = 0; v < kVecs; ++v) sums[m][v] = P::dot(w[v], x + m * x_stride + k, sums[m][v]);
   }
   if (k < num_inputs)
     for (int m = 0; m < kRows; ++m)
       for (int v = 0; v < kVecs; ++v)
-        sums[m][v] = P::dot_last(P::columns(panel + v * kLanes * P::kStep), x + m * x_stride + k, sums[m][v]);
+        sums[m][v] = P::dot_last(P::columns(columns[v] + at), x + m * x_stride + k, sums[m][v]);
+}
+
+// The same with neighbouring columns of one panel.
+template <class E, int kRows, int kVecs>
+inline __attribute__((always_inline)) void multiply(Vec (&sums)[kRows][kVecs], const Input<E>* x, int64_t x_stride,
+                                                    const E* panel, int64_t stride, int64_t num_inputs,
+                                                    int64_t ahead = 0) {
+  const E* columns[kVecs];
+  for (int v = 0; v < kVecs; ++v) columns[v] = panel + v * kLanes * Packing<E>::kStep;
+  multiply<E, kRows, kVecs>(sums, x, x_stride, columns, stride, num_inputs, ahead);
 }
 
 // Calls f(std::integral_constant<int, n>, first row) for groups of rows that cover [0, num_rows).

@@ -36,6 +36,9 @@ inline Vec copy_sign(Vec magnitude, Vec sign) {  // magnitude must not be negati
   return _mm512_castsi512_ps(_mm512_or_si512(
       _mm512_castps_si512(magnitude), _mm512_and_si512(_mm512_castps_si512(sign), _mm512_set1_epi32(0x80000000))));
 }
+inline Vec zero_below(Vec x, float limit, Vec v) {  // 0 where x is below the limit, else v
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(limit), _CMP_NLT_UQ), v);
+}
 inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
 inline float largest(Vec v) { return _mm512_reduce_max_ps(v); }
 inline Vec iota() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
@@ -94,6 +97,7 @@ inline Vec sqrt(Vec a) { return _mm256_sqrt_ps(a); }
 inline Vec abs(Vec a) { return _mm256_andnot_ps(set1(-0.f), a); }
 inline Vec floor(Vec a) { return _mm256_floor_ps(a); }
 inline Vec copy_sign(Vec magnitude, Vec sign) { return _mm256_or_ps(magnitude, _mm256_and_ps(sign, set1(-0.f))); }
+inline Vec zero_below(Vec x, float limit, Vec v) { return _mm256_and_ps(v, _mm256_cmp_ps(x, set1(limit), _CMP_NLT_UQ)); }
 inline float sum(Vec v) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -142,12 +146,11 @@ inline void store_first(bf16* p, Vec v, int64_t n) {
 
 inline Vec zero() { return set1(0.f); }
 
-// e^x with a relative error of about 2e-7; 0 below -87.3.
-inline Vec exp(Vec x) {
-  Vec y = min(x, set1(88.3f)) * set1(1.44269504f);  // the order of operands lets a NaN of x through
-  y = max(set1(-126.f), min(x, set1(88.3f)) * set1(1.44269504f));
-  Vec n = floor(y + set1(0.5f));
-  Vec r = fma(n, set1(-0.693359375f), max(set1(-87.4f), min(x, set1(88.3f))));
+// e^x with a relative error of about 2e-7; 0 below -87.3, and at most e^88.3.
+inline Vec exp(Vec exponent) {
+  Vec x = max(set1(-87.3f), min(set1(88.3f), exponent));  // in this order of operands, a NaN stays one
+  Vec n = floor(fma(x, set1(1.44269504f), set1(0.5f)));
+  Vec r = fma(n, set1(-0.693359375f), x);
   r = fma(n, set1(2.12194440e-4f), r);
   Vec p = set1(1.9875691500e-4f);
   p = fma(p, r, set1(1.3981999507e-3f));
@@ -155,7 +158,7 @@ inline Vec exp(Vec x) {
   p = fma(p, r, set1(4.1665795894e-2f));
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
-  return fma(p, r * r, r + set1(1.f)) * power_of_two(n);
+  return zero_below(exponent, -87.3f, fma(p, r * r, r + set1(1.f)) * power_of_two(n));
 }
 
 inline Vec tanh(Vec x) {

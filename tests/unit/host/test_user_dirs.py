@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tgis_cli.terminal.state_dir import find_state_dir, make_private_dir
+from tgis_server.host.user_dirs import find_state_dir, make_private_dir
 
 
 def test_the_directory_is_in_the_users_state_directory_if_there_is_a_home(tmp_path: Path):

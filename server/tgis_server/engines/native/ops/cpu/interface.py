@@ -1,0 +1,144 @@
+"""The structures of ``csrc/core.h`` that Python fills in, as ctypes. Imports no torch."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+
+FLOAT32, BFLOAT16 = 0, 1  # Dtype
+COLUMNS = 32  # kColumns: rows of buffers are padded to as many elements
+
+
+class Buffer(ctypes.Structure):
+    _fields_ = (("data", c_void_p), ("stride", c_int64))
+
+
+class Rows(ctypes.Structure):
+    _fields_ = (
+        ("num_rows", c_int64),
+        *((name, c_void_p) for name in ("starts", "num_tokens", "num_keys", "slots", "tables")),
+        ("table_stride", c_int64),
+    )
+
+
+class Step(ctypes.Structure):
+    _fields_ = (
+        ("num_tokens", c_int64),
+        ("num_threads", c_int32),
+        ("buffers", POINTER(Buffer)),
+        ("rows", POINTER(Rows)),
+    )
+
+
+class LinearArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("dtype", "input", "output")),
+        *((name, c_int64) for name in ("num_inputs", "num_outputs")),
+        *((name, c_void_p) for name in ("weight", "bias")),
+    )
+
+
+class NormArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("dtype", "kind", "residual", "addend", "output", "to_input")),
+        ("width", c_int64),
+        *((name, c_void_p) for name in ("weight", "bias")),
+        *((name, c_float) for name in ("eps", "scale")),
+    )
+
+
+class ActivationArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("dtype", "kind", "is_gated", "input", "output")),
+        ("width", c_int64),
+    )
+
+
+class EmbedArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("dtype", "ids", "output")),
+        *((name, c_int64) for name in ("width", "first_id", "num_rows")),
+        ("table", c_void_p),
+        ("scale", c_float),
+        ("adds", c_int32),
+    )
+
+
+class AddArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("dtype", "first", "second", "output", "to_input")),
+        ("width", c_int64),
+    )
+
+
+class CacheShape(ctypes.Structure):
+    _fields_ = (
+        ("dtype", c_int32),
+        *((name, c_int64) for name in ("block_size", "num_kv_heads", "head_dim")),
+    )
+
+
+class WriteArgs(ctypes.Structure):
+    _fields_ = (
+        ("cache", CacheShape),
+        *((name, c_int32) for name in ("rows", "tokens")),
+        ("num_heads", c_int64),
+        ("positions", c_int32),
+        ("rotary_dim", c_int64),
+        ("rotation", c_void_p),
+        ("norm", c_int32),
+        *((name, c_void_p) for name in ("norm_weight", "norm_bias")),
+        ("norm_eps", c_float),
+        ("layer", c_void_p),
+        ("scratch", c_int32),
+    )
+
+
+class AttendArgs(ctypes.Structure):
+    _fields_ = (
+        ("cache", CacheShape),
+        *((name, c_int32) for name in ("rows", "queries", "output")),
+        ("num_heads", c_int64),
+        ("layer", c_void_p),
+        *((name, c_float) for name in ("scale", "soft_cap")),
+        ("is_causal", c_int32),
+        ("window", c_int64),
+        *((name, c_void_p) for name in ("alibi_slopes", "distance_bias")),
+        ("max_distance", c_int64),
+        ("sinks", c_void_p),
+        ("scratch", c_int32),
+    )
+
+
+SIGNATURES = {
+    "tgis_kernels": (c_void_p, c_char_p),
+    "tgis_input_bytes": (c_int32, c_void_p, c_int32),
+    "tgis_packed_bytes": (c_int64, c_void_p, c_int32, c_int64, c_int64),
+    "tgis_pack": (None, c_void_p, c_int32, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32),
+    "tgis_new_program": (c_void_p, c_void_p),
+    "tgis_delete_program": (None, c_void_p),
+    "tgis_block_bytes": (c_int64, c_void_p, POINTER(CacheShape)),
+    "tgis_linear": (None, c_void_p, POINTER(LinearArgs)),
+    "tgis_norm": (None, c_void_p, POINTER(NormArgs)),
+    "tgis_activation": (None, c_void_p, POINTER(ActivationArgs)),
+    "tgis_embed": (None, c_void_p, POINTER(EmbedArgs)),
+    "tgis_add": (None, c_void_p, POINTER(AddArgs)),
+    "tgis_write": (None, c_void_p, POINTER(WriteArgs)),
+    "tgis_attend": (None, c_void_p, POINTER(AttendArgs)),
+    "tgis_num_ops": (c_int64, c_void_p),
+    "tgis_run": (None, c_void_p, c_int64, c_int64, POINTER(Step)),
+}
+
+
+def load(path: str) -> ctypes.CDLL:
+    """Load a library and declare its functions.
+
+    Raises:
+        OSError: it cannot be loaded.
+        AttributeError: it lacks a function.
+    """
+    library = ctypes.CDLL(path)
+    for name, (result, *arguments) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,596 @@
+"""The operations of the compiled library, behind the interface that models call.
+
+Models do not compute when they call these operations: they record a program (``recording.py``), which then runs in one
+call per step. Called with tensors instead, an operation is recorded and run at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tgis_server.engines.native import spec
+from tgis_server.engines.native.ops.api import (
+    AttentionModifiers,
+    CacheShape,
+    Heads,
+    LoraView,
+    StepRows,
+    WeightPart,
+)
+from tgis_server.engines.native.ops.cpu import interface
+from tgis_server.engines.native.ops.cpu.interface import COLUMNS
+from tgis_server.engines.native.ops.cpu.recording import Arena, PlanSlot, Program, Recording, Value
+from tgis_server.engines.native.ops.torch_attention.bias import bias_by_distance
+
+DTYPES = {torch.float32: interface.FLOAT32, torch.bfloat16: interface.BFLOAT16}
+NORMS = {None: 0, "rms": 1, "rms_plus_one": 1, "layer": 2}  # NormKind
+ACTIVATIONS: dict[spec.Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+NONE = -1  # no buffer
+HUGE_PAGE = 2 << 20
+CHUNK = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CpuWeight:
+    """A packed weight: see ``csrc/linear.h``."""
+
+    address: int
+    num_outputs: int
+    num_inputs: int
+    memory: mmap.mmap  # what holds it
+
+
+class WeightMemory:
+    """Memory in huge pages, whose weights are read with fewer misses of the address cache."""
+
+    def __init__(self) -> None:
+        self._chunk = mmap.mmap(-1, HUGE_PAGE)
+        self._used = HUGE_PAGE
+
+    def take(self, num_bytes: int) -> tuple[int, mmap.mmap]:
+        num_bytes = -(-num_bytes // 64) * 64
+        if self._used + num_bytes > len(self._chunk):
+            self._chunk = map_huge(max(CHUNK, -(-num_bytes // HUGE_PAGE) * HUGE_PAGE))
+            self._used = -address_of(self._chunk) % HUGE_PAGE
+        start = self._used
+        self._used += num_bytes
+        return address_of(self._chunk) + start, self._chunk
+
+
+def map_huge(num_bytes: int) -> mmap.mmap:
+    """Zero bytes that begin within a huge page of the address; the kernel provides pages when they are used."""
+    pages = mmap.mmap(-1, num_bytes + HUGE_PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
+
+
+def address_of(pages: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(pages))
+
+
+class CpuCache:
+    """Paged keys and values: for each layer, an array of blocks as in ``csrc/cache.h``."""
+
+    def __init__(self, num_layers: int, num_blocks: int, block_bytes: int, shape: interface.CacheShape) -> None:
+        self.shape = shape
+        self.block_size = shape.block_size
+        self._layer_bytes = num_blocks * block_bytes
+        self._pages = mmap.mmap(-1, max(1, num_layers * self._layer_bytes))
+
+    def layer(self, index: int) -> int:
+        return address_of(self._pages) + index * self._layer_bytes
+
+
+@dataclass(slots=True, eq=False)
+class CpuPlan:
+    """The rows of a step, and for uncached sequences memory for their keys and values."""
+
+    rows: interface.Rows
+    kept: list[Any]  # what the rows point to
+    scratch: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotation:
+    """Lines of a rope table."""
+
+    table: Tensor
+    lines: Value
+
+
+class CpuNorm:
+    """A norm over the last dimension. The sums are float32, and nothing is rounded in between."""
+
+    def __init__(
+        self, ops: CpuOps, kind: spec.Norm | None, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> None:
+        self.kind = NORMS[kind]
+        self.weight = None if weight is None else weight.float().contiguous()
+        if kind == "rms_plus_one" and self.weight is not None:
+            self.weight = self.weight + 1
+        self.bias = None if bias is None else bias.float().contiguous()
+        self.eps = eps
+        self._ops = ops
+
+    def __call__(self, x: Any) -> Any:
+        return x if self.kind == 0 else self._ops.norm(self, x)
+
+    def add(self, residual: Any, x: Any, scale: float) -> Any:
+        return self._ops.add_norm(self, residual, x, scale)
+
+
+class CpuOps:
+    """Implements ``Ops``; see ``api.py`` for shapes."""
+
+    def __init__(self, library: Any, kernels: str, dtype: torch.dtype) -> None:
+        self._library = library
+        self.kernels = kernels
+        self._kernels: int = library.tgis_kernels(kernels.encode())
+        assert self._kernels, f"the library has no kernels for {kernels}"
+        self._dtype = dtype
+        self._code = DTYPES[dtype]
+        is_wide = library.tgis_input_bytes(self._kernels, self._code) == 4
+        self._input_dtype = torch.float32 if is_wide else torch.bfloat16
+        self._weights = WeightMemory()
+        self._arena, self._head_arena = Arena(), Arena()
+        self._heads: dict[CpuWeight, Captured] = {}
+
+    def capture(self, function: Callable[[Any, Any], Any]) -> Captured:
+        return Captured(self, function, self._arena)
+
+    # -- Weights
+
+    def pack(self, weight: WeightPart) -> CpuWeight:
+        assert weight.format == "plain", f"no implementation multiplies {weight.format} weights"
+        plain = weight.tensors["weight"]
+        plain = plain if plain.stride(1) == 1 else plain.contiguous()
+        num_outputs, num_inputs = plain.shape
+        library, kernels, code = self._library, self._kernels, self._code
+        address, memory = self._weights.take(library.tgis_packed_bytes(kernels, code, num_inputs, num_outputs))
+        num_threads = torch.get_num_threads()
+        library.tgis_pack(
+            kernels, code, plain.data_ptr(), plain.stride(0), num_inputs, num_outputs, address, num_threads
+        )
+        return CpuWeight(address, num_outputs, num_inputs, memory)
+
+    def make_norm(self, kind: spec.Norm | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> CpuNorm:
+        return CpuNorm(self, kind, weight, bias, eps)
+
+    # -- Operations on tokens
+
+    def linear(self, x: Any, weight: CpuWeight, bias: Tensor | None, lora: LoraView | None) -> Any:
+        assert lora is None, "the compiled operations have no adapters"
+        if isinstance(x, Tensor):
+            return self._run_at_once(lambda x, _: self.linear(x, weight, bias, None), x)
+        recording, output = x.recording, x.recording.value(weight.num_outputs, torch.float32)
+        recording.kept.append(weight)
+        recording.call(
+            "tgis_linear",
+            interface.LinearArgs,
+            dtype=self._code,
+            input=self._as_input(x),
+            output=output,
+            num_inputs=weight.num_inputs,
+            num_outputs=weight.num_outputs,
+            weight=weight.address,
+            bias=recording.keep(None if bias is None else pad(bias.float())),
+        )
+        return output
+
+    def logits(self, hidden: Tensor, weight: CpuWeight, bias: Tensor | None) -> Tensor:
+        if weight not in self._heads:
+            run = Captured(self, lambda x, _: self.linear(x, weight, bias, None), self._head_arena)
+            self._heads[weight] = run
+        logits: Tensor = self._heads[weight](hidden, None)
+        return logits.clone()  # the next step's are computed in the same place
+
+    def norm(self, norm: CpuNorm, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self._run_at_once(lambda x, _: self.norm(norm, x), x)
+        output = x.recording.value(x.width, torch.float32)
+        self._norm(norm, x, None, output, 1.0)
+        return output
+
+    def add_norm(self, norm: CpuNorm, residual: Any, x: Any, scale: float) -> Any:
+        if isinstance(x, Tensor):
+            return self._run_at_once(lambda inputs, _: self.add_norm(norm, *inputs, scale), (residual, x))
+        output = residual if norm.kind == 0 else residual.recording.value(residual.width, self._input_dtype)
+        self._norm(norm, residual, x, None if norm.kind == 0 else output, scale)
+        return output
+
+    def _norm(self, norm: CpuNorm, residual: Value, addend: Value | None, output: Value | None, scale: float) -> None:
+        recording = residual.recording
+        recording.call(
+            "tgis_norm",
+            interface.NormArgs,
+            dtype=self._code,
+            kind=norm.kind,
+            residual=residual,
+            addend=NONE if addend is None else addend,
+            output=NONE if output is None else output,
+            to_input=output is not None and output.dtype == self._input_dtype,
+            width=residual.width,
+            weight=recording.keep(norm.weight),
+            bias=recording.keep(norm.bias),
+            eps=norm.eps,
+            scale=scale,
+        )
+
+    def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Any], Any]:
+        return functools.partial(self._activate, ACTIVATIONS[name], is_gated)
+
+    def _activate(self, kind: int, is_gated: bool, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self._run_at_once(lambda x, _: self._activate(kind, is_gated, x), x)
+        output = x.recording.value(x.width // 2 if is_gated else x.width, self._input_dtype)
+        x.recording.call(
+            "tgis_activation",
+            interface.ActivationArgs,
+            dtype=self._code,
+            kind=kind,
+            is_gated=is_gated,
+            input=x,
+            output=output,
+            width=output.width,
+        )
+        return output
+
+    def embed(self, ids: Any, table: Tensor, first_id: int, num_ids: int, scale: float) -> Any:
+        if isinstance(ids, Tensor):
+            return self._run_at_once(lambda ids, _: self.embed(ids, table, first_id, num_ids, scale), ids)
+        output = ids.recording.value(table.shape[1], torch.float32)
+        self._embed(ids, table, output, first_id=first_id, scale=scale, adds=False)
+        return output
+
+    def add_rows(self, x: Any, table: Tensor, rows: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self._run_at_once(lambda inputs, _: self.add_rows(inputs[0], table, inputs[1]), (x, rows))
+        self._embed(rows, table, x, first_id=0, scale=1.0, adds=True)
+        return x
+
+    def _embed(self, ids: Value, table: Tensor, output: Value, **fields: Any) -> None:
+        recording, table = output.recording, table.contiguous()
+        recording.call(
+            "tgis_embed",
+            interface.EmbedArgs,
+            dtype=DTYPES[table.dtype],
+            ids=ids,
+            output=output,
+            width=table.shape[1],
+            num_rows=table.shape[0],
+            table=recording.keep(table),
+            **fields,
+        )
+
+    def add(self, x: Any, y: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self._run_at_once(lambda inputs, _: self.add(*inputs), (x, y))
+        self._add(x, y, x)
+        return x
+
+    def _add(self, first: Value, second: Value | None, output: Value) -> None:
+        first.recording.call(
+            "tgis_add",
+            interface.AddArgs,
+            dtype=self._code,
+            first=first,
+            second=NONE if second is None else second,
+            output=output,
+            to_input=output.dtype == self._input_dtype,
+            width=first.width,
+        )
+
+    def _as_input(self, x: Value) -> Value:
+        """``x`` in the dtype of a linear layer's input."""
+        if x.dtype == self._input_dtype:
+            return x
+        output = x.recording.value(x.width, self._input_dtype)
+        self._add(x, None, output)
+        return output
+
+    def apply(self, function: Callable[[Tensor], object], x: Any) -> Any:
+        if isinstance(x, Tensor):
+            function(x)
+        else:
+            x.recording.call_python(function, x)
+        return x
+
+    # -- Attention
+
+    def make_cache(self, shape: CacheShape) -> CpuCache:
+        blocks = interface.CacheShape(self._code, shape.block_size, shape.heads.num_kv_heads, shape.heads.head_dim)
+        return CpuCache(shape.num_layers, shape.num_blocks, self._block_bytes(blocks), blocks)
+
+    def _block_bytes(self, shape: interface.CacheShape) -> int:
+        num_bytes: int = self._library.tgis_block_bytes(self._kernels, shape)
+        return num_bytes
+
+    def order_singles(self, num_keys: np.ndarray, cache: CpuCache) -> np.ndarray | None:
+        return None
+
+    def plan_attention(self, rows: StepRows, cache: CpuCache, modifiers: Iterable[AttentionModifiers]) -> CpuPlan:
+        host = [np.ascontiguousarray(array, np.int64) for array in (rows.starts, rows.num_tokens, rows.num_keys)]
+        slots, tables = rows.slots.contiguous(), rows.tables
+        addresses = [array.ctypes.data for array in host]
+        c_rows = interface.Rows(len(host[0]), *addresses, slots.data_ptr(), tables.data_ptr(), tables.stride(0))
+        return CpuPlan(c_rows, [host, slots, tables])
+
+    def plan_uncached_attention(
+        self, lengths: Sequence[int], heads: Heads, modifiers: Iterable[AttentionModifiers]
+    ) -> CpuPlan:
+        """The sequences get blocks of a cache that is dropped with the plan."""
+        counts = np.asarray(lengths, np.int64)
+        num_blocks = -(-counts // UNCACHED_BLOCK)
+        ends = np.cumsum(num_blocks)
+        tables = (ends - num_blocks)[:, None] + np.arange(num_blocks.max(initial=1))
+        starts, slots = np.zeros_like(counts), np.arange(len(counts))
+        arrays = [starts, counts, counts, slots, np.ascontiguousarray(tables)]
+        c_rows = interface.Rows(len(counts), *(array.ctypes.data for array in arrays), tables.shape[1])
+        block_bytes = self._block_bytes(self._uncached_shape(heads))
+        return CpuPlan(c_rows, arrays, torch.empty(int(ends[-1]) * block_bytes, dtype=torch.uint8))
+
+    def _uncached_shape(self, heads: Heads) -> interface.CacheShape:
+        return interface.CacheShape(self._code, UNCACHED_BLOCK, heads.num_kv_heads, heads.head_dim)
+
+    def make_rotation(self, table: Tensor, lines: Any) -> Rotation:
+        return Rotation(table.contiguous(), lines)
+
+    def prepare_qkv(
+        self,
+        qkv: Any,
+        heads: Heads,
+        rotation: Rotation | None,
+        qk_norm: CpuNorm | None,
+        cache: CpuCache,
+        layer: int,
+        plan: Any,
+    ) -> Any:
+        if isinstance(qkv, Tensor):
+            lines = None if rotation is None else rotation.lines
+
+            def run(inputs: Any, cache: CpuCache) -> Any:
+                qkv, lines, plan = inputs
+                turn = None if rotation is None else Rotation(rotation.table, lines)
+                return self.prepare_qkv(qkv, heads, turn, qk_norm, cache, layer, plan)
+
+            return self._run_at_once(run, (qkv, lines, plan), cache)
+        self._write(qkv, heads.num_heads, cache.shape, plan, cache.layer(layer), rotation, qk_norm)
+        qkv.recording.kept.append(cache)
+        return qkv
+
+    def write_keys_values(self, keys_values: Any, cache: CpuCache, layer: int, plan: Any) -> None:
+        if isinstance(keys_values, Tensor):
+
+            def run(inputs: Any, cache: CpuCache) -> None:
+                self.write_keys_values(inputs[0], cache, layer, inputs[1])
+
+            return self._run_at_once(run, (keys_values, plan), cache)
+        keys_values.recording.kept.append(cache)
+        self._write(keys_values, 0, cache.shape, plan, cache.layer(layer), None, None)
+        return None
+
+    def _write(
+        self,
+        tokens: Value,
+        num_heads: int,
+        shape: interface.CacheShape,
+        plan: PlanSlot,
+        layer: int | None,
+        rotation: Rotation | None,
+        norm: CpuNorm | None,
+    ) -> None:
+        recording = tokens.recording
+        recording.call(
+            "tgis_write",
+            interface.WriteArgs,
+            cache=shape,
+            rows=plan.index,
+            tokens=tokens,
+            num_heads=num_heads,
+            positions=NONE if rotation is None else rotation.lines,
+            rotary_dim=0 if rotation is None else rotation.table.shape[2],
+            rotation=None if rotation is None else recording.keep(rotation.table),
+            norm=0 if norm is None else norm.kind,
+            norm_weight=None if norm is None else recording.keep(norm.weight),
+            norm_bias=None if norm is None else recording.keep(norm.bias),
+            norm_eps=0.0 if norm is None else norm.eps,
+            layer=layer,
+            scratch=NONE if plan.scratch is None else plan.scratch,
+        )
+
+    def attend(
+        self, qkv: Any, heads: Heads, cache: CpuCache, layer: int, plan: Any, modifiers: AttentionModifiers
+    ) -> Any:
+        if isinstance(qkv, Tensor):
+
+            def run(inputs: Any, cache: CpuCache) -> Any:
+                return self.attend(inputs[0], heads, cache, layer, inputs[1], modifiers)
+
+            return self._run_at_once(run, (qkv, plan), cache)
+        qkv.recording.kept.append(cache)
+        return self._attend(qkv, heads, cache.shape, cache.layer(layer), plan, modifiers)
+
+    def attend_uncached(self, qkv: Any, heads: Heads, plan: Any, modifiers: AttentionModifiers) -> Any:
+        if isinstance(qkv, Tensor):
+            return self._run_at_once(
+                lambda inputs, _: self.attend_uncached(inputs[0], heads, inputs[1], modifiers), (qkv, plan)
+            )
+        shape = self._uncached_shape(heads)
+        self._write(qkv, heads.num_heads, shape, plan, None, None, None)
+        return self._attend(qkv, heads, shape, None, plan, modifiers)
+
+    def _attend(
+        self,
+        qkv: Value,
+        heads: Heads,
+        shape: interface.CacheShape,
+        layer: int | None,
+        plan: PlanSlot,
+        modifiers: AttentionModifiers,
+    ) -> Value:
+        recording = qkv.recording
+        output = recording.value(heads.num_heads * heads.head_dim, self._input_dtype)
+        relative = modifiers.relative_bias
+        recording.call(
+            "tgis_attend",
+            interface.AttendArgs,
+            cache=shape,
+            rows=plan.index,
+            queries=qkv,
+            output=output,
+            num_heads=heads.num_heads,
+            layer=layer,
+            scale=modifiers.scale,
+            soft_cap=modifiers.soft_cap,
+            is_causal=modifiers.is_causal,
+            window=modifiers.window or 0,
+            alibi_slopes=recording.keep(as_floats(modifiers.alibi_slopes)),
+            distance_bias=None if relative is None else recording.keep(bias_by_distance(relative).T.contiguous()),
+            max_distance=0 if relative is None else relative.max_distance,
+            sinks=recording.keep(as_floats(modifiers.sinks)),
+            scratch=NONE if plan.scratch is None else plan.scratch,
+        )
+        return output
+
+    def _run_at_once(self, function: Callable[[Any, Any], Any], inputs: Any, cache: Any = None) -> Any:
+        """Run an operation on tensors, whose dtype the result has too. Tensors that it changes are changed."""
+        captured = Captured(self, function, Arena())
+        result = captured(inputs, cache)
+        for tensor, value in captured.given:
+            tensor.copy_(value)
+        dtypes = [tensor.dtype for tensor, _ in captured.given]
+        return result.to(dtypes[0]) if result is not None and dtypes else result
+
+
+UNCACHED_BLOCK = 64  # tokens
+
+
+class Captured:
+    """A function that is recorded at its first call and run as a program from then on.
+
+    Its inputs may be nested dataclasses and tuples. Tensors in them have a row for each token; those of int64, such as
+    ids, are read where they are. Anything else must be the same in each call, except plans.
+    """
+
+    def __init__(self, ops: CpuOps, function: Callable[[Any, Any], Any], arena: Arena) -> None:
+        self._ops = ops
+        self._function = function
+        self._arena = arena
+        self._programs: dict[tuple[object, ...], tuple[Program, list[Value], Value | None]] = {}
+        self.given: list[tuple[Tensor, Tensor]] = []  # floating-point inputs of the last call, and their copies
+
+    def __call__(self, inputs: Any, cache: Any) -> Any:
+        leaves = list(find_leaves(inputs))
+        if any(isinstance(leaf, Value) for leaf in leaves):
+            return self._function(inputs, cache)  # as a part of another recording
+        key = (id(cache), *(describe_leaf(leaf) for leaf in leaves))
+        if key not in self._programs:
+            self._programs[key] = self._record(inputs, leaves, cache)
+        return self._run(*self._programs[key], leaves)
+
+    def _record(self, inputs: Any, leaves: list[Any], cache: Any) -> tuple[Program, list[Value], Value | None]:
+        recording = Recording()
+        given: list[Value] = []
+        places: list[Any] = []
+        num_plans = 0
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                is_index = leaf.dtype == torch.int64
+                given.append(
+                    recording.value(1 if is_index else leaf.shape[1], leaf.dtype if is_index else torch.float32)
+                )
+                places.append(given[-1])
+            elif isinstance(leaf, CpuPlan):
+                scratch = None
+                if leaf.scratch is not None:
+                    scratch = recording.value(1, torch.int64)
+                    given.append(scratch)
+                places.append(PlanSlot(recording, num_plans, scratch))
+                num_plans += 1
+        result = self._function(replace_leaves(inputs, iter(places)), cache)
+        assert result is None or isinstance(result, Value)
+        pinned = list(dict.fromkeys([*given, *([] if result is None else [result])]))
+        return Program(self._ops._library, self._ops._kernels, recording, pinned), given, result
+
+    def _run(self, program: Program, given: list[Value], result: Value | None, leaves: list[Any]) -> Tensor | None:
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        plans = [leaf for leaf in leaves if isinstance(leaf, CpuPlan)]
+        num_tokens = len(tensors[0])
+        memory = self._arena.reserve(sum(program.row_bytes) * num_tokens)
+        buffers = (interface.Buffer * len(program.row_bytes))()
+        address, offset, offsets = memory.data_ptr(), 0, []
+        for i, row_bytes in enumerate(program.row_bytes):
+            buffers[i].data, buffers[i].stride = address + offset, row_bytes
+            offsets.append(offset)
+            offset += row_bytes * num_tokens
+
+        def view(value: Value) -> Tensor:
+            start, stride = offsets[value.buffer], program.row_bytes[value.buffer]
+            whole = memory[start : start + num_tokens * stride].view(value.dtype)
+            return whole.view(num_tokens, -1)[:, : value.width]
+
+        self.given = []
+        sources = iter([leaf for leaf in leaves if isinstance(leaf, Tensor | CpuPlan)])
+        values = iter(given)
+        for source in sources:
+            tensor = source.scratch if isinstance(source, CpuPlan) else source
+            if tensor is None:
+                continue
+            value = next(values)
+            if tensor.is_floating_point():
+                self.given.append((tensor, view(value).copy_(tensor)))
+            else:
+                buffers[value.buffer].data = tensor.data_ptr()
+        rows = (interface.Rows * max(1, len(plans)))(*(plan.rows for plan in plans))
+        program.run(num_tokens, buffers, rows, view)
+        return None if result is None else view(result)
+
+
+def find_leaves(inputs: Any) -> Iterator[Any]:
+    if isinstance(inputs, Tensor | CpuPlan | Value | PlanSlot):
+        yield inputs
+    elif isinstance(inputs, tuple):
+        for part in inputs:
+            yield from find_leaves(part)
+    elif dataclasses.is_dataclass(inputs):
+        for field in dataclasses.fields(inputs):
+            yield from find_leaves(getattr(inputs, field.name))
+    else:
+        yield None
+
+
+def replace_leaves(inputs: Any, places: Iterator[Any]) -> Any:
+    if isinstance(inputs, Tensor | CpuPlan):
+        return next(places)
+    if isinstance(inputs, tuple):
+        return tuple(replace_leaves(part, places) for part in inputs)
+    if dataclasses.is_dataclass(inputs) and not isinstance(inputs, type):
+        changed = {f.name: replace_leaves(getattr(inputs, f.name), places) for f in dataclasses.fields(inputs)}
+        return dataclasses.replace(inputs, **changed)
+    return inputs
+
+
+def describe_leaf(leaf: Any) -> object:
+    """What a program depends on."""
+    return (leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else type(leaf)
+
+
+def pad(vector: Tensor) -> Tensor:
+    """Zeros up to a multiple of COLUMNS."""
+    return functional.pad(vector, (0, -len(vector) % COLUMNS))
+
+
+def as_floats(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.float().contiguous()

@@ -1,0 +1,182 @@
+"""The compiled operations, compared with torch's in float32, for sizes that do not fill vectors, blocks or tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from implementations import COMPILED, REFERENCE, make_ops
+from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, Ops, StepRows, WeightPart
+
+WIDTH, NUM_OUTPUTS = 71, 45
+NUM_TOKENS = [1, 5, 13, 200]
+
+pytestmark = pytest.mark.parametrize("name", COMPILED)
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+
+
+def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    assert torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("num_tokens", NUM_TOKENS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_linear_layer_sums_products(name: str, num_tokens: int, dtype: torch.dtype, has_bias: bool) -> None:
+    ops = make_ops(name, dtype)
+    weight, x = random(NUM_OUTPUTS, WIDTH, dtype=dtype), random(num_tokens, WIDTH, dtype=dtype)
+    bias = random(NUM_OUTPUTS, dtype=dtype) if has_bias else None
+
+    ours = ops.logits(x, ops.pack(WeightPart.plain(weight)), bias)
+
+    theirs = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    assert_close(ours, theirs)
+
+
+def test_a_weight_may_be_a_view_of_another_layout(name: str) -> None:
+    ops = make_ops(name)
+    weight, x = random(WIDTH, NUM_OUTPUTS).T, random(3, WIDTH)
+
+    ours = ops.linear(x, ops.pack(WeightPart.plain(weight)), None, None)
+
+    assert_close(ours, x @ weight.T)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
+    ops = make_ops(name)
+    weight, x = ops.pack(WeightPart.plain(random(NUM_OUTPUTS, WIDTH))), random(40, WIDTH)
+
+    together = ops.linear(x, weight, None, None)
+
+    assert all(torch.equal(ops.linear(x[:n], weight, None, None), together[:n]) for n in range(1, 40))
+
+
+@pytest.mark.parametrize("kind", ["rms", "rms_plus_one", "layer"])
+def test_norms_equal_torchs(name: str, kind: Any) -> None:
+    weight, bias = random(WIDTH), random(WIDTH, seed=1) if kind == "layer" else None
+    ours, theirs = (make_ops(n).make_norm(kind, weight, bias, 1e-5) for n in (name, REFERENCE))
+    x, y = random(9, WIDTH) * 3, random(9, WIDTH, seed=2)
+    residuals = x.clone(), x.clone()
+
+    assert_close(ours(x), theirs(x))
+    assert_close(ours.add(residuals[0], y, 0.5), theirs.add(residuals[1], y, 0.5))
+    assert_close(*residuals)
+
+
+@pytest.mark.parametrize("is_gated", [True, False])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu"])
+def test_activations_equal_torchs(name: str, kind: Any, is_gated: bool) -> None:
+    x = random(4, 2 * WIDTH) * 4
+
+    ours, theirs = (make_ops(n).make_activation(kind, is_gated=is_gated)(x.clone()) for n in (name, REFERENCE))
+
+    assert_close(ours, theirs)
+
+
+def test_embeddings_equal_torchs(name: str) -> None:
+    table, ids = random(9, WIDTH), torch.tensor([3, 8, 0, 11, 5])
+    positions = torch.tensor([0, 8, 4, 4, 2])
+
+    def embed(ops: Ops) -> Tensor:
+        return ops.add_rows(ops.embed(ids, table, 2, 20, 2.5), table, positions)
+
+    assert_close(embed(make_ops(name)), embed(make_ops(REFERENCE)))
+
+
+@pytest.mark.parametrize("head_dim", [18, 32, 64, 80, 128, 256])
+@pytest.mark.parametrize("num_heads", [1, 3, 16])
+def test_heads_of_any_size_and_number_attend_alike(name: str, head_dim: int, num_heads: int) -> None:
+    """Queries of a chunk with cached keys, and a single token of another row."""
+    heads = Heads(num_heads=2 * num_heads, num_kv_heads=2, head_dim=head_dim, rotary_dim=head_dim)
+    modifiers = AttentionModifiers(head_dim**-0.5)
+    starts, counts = np.array([70, 3]), np.array([1, 30])
+    tables = torch.tensor([[4, 1, 0, 5, 2], [6, 3, 7, 0, 0]])
+    earlier = random(73, 4 * head_dim)
+    qkv, rotation = random(31, (2 * num_heads + 4) * head_dim), random(100, 2, head_dim)
+
+    def attend(ops: Ops) -> Tensor:
+        cache = ops.make_cache(CacheShape(1, 8, 16, heads))
+        before = rows_of(np.array([0, 0]), starts, tables)
+        ops.write_keys_values(earlier, cache, 0, ops.plan_attention(before, cache, []))
+        now = rows_of(starts, counts, tables)
+        plan = ops.plan_attention(now, cache, [modifiers])
+        turn = ops.make_rotation(rotation, now.positions)
+        prepared = ops.prepare_qkv(qkv.clone(), heads, turn, None, cache, 0, plan)
+        return ops.attend(prepared, heads, cache, 0, plan, modifiers)
+
+    assert_close(attend(make_ops(name)), attend(make_ops(REFERENCE)), 1e-4)
+
+
+def rows_of(starts: np.ndarray, counts: np.ndarray, tables: Tensor) -> StepRows:
+    slots = torch.arange(len(starts))
+    positions = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])
+    token_slots = slots.repeat_interleave(torch.from_numpy(counts))
+    lengths = torch.from_numpy(starts)
+    return StepRows(starts, counts, starts + counts, slots, token_slots, torch.from_numpy(positions), tables, lengths)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_stays_so(name: str, dtype: torch.dtype) -> None:
+    """A step checks its results, and fails the requests whose results are not finite."""
+    ops = make_ops(name, dtype)
+    x = random(3, WIDTH, dtype=dtype)
+    x[1, 7] = torch.nan
+    weight = ops.pack(WeightPart.plain(random(WIDTH, WIDTH, dtype=dtype)))
+    norm = ops.make_norm("rms", random(WIDTH), None, 1e-5)
+
+    for kind in ("silu", "gelu", "gelu_tanh", "relu"):
+        result = norm(ops.make_activation(kind, is_gated=False)(ops.linear(x, weight, None, None)))
+        assert result.isnan().any(1).tolist() == [False, True, False]
+
+
+@dataclass(frozen=True)
+class Two:
+    x: Tensor
+    y: Tensor
+
+
+def test_a_captured_function_runs_with_any_number_of_tokens(name: str) -> None:
+    ops = make_ops(name)
+    weight = ops.pack(WeightPart.plain(random(WIDTH, WIDTH)))
+    norm = ops.make_norm("rms", random(WIDTH), None, 1e-5)
+
+    def function(inputs: Two, _: None) -> Tensor:
+        residual = norm(inputs.x)
+        for _i in range(3):
+            norm.add(residual, ops.linear(inputs.y, weight, None, None), 0.5)
+        return ops.add(ops.linear(norm.add(residual, inputs.y, 1.0), weight, None, None), residual)
+
+    captured = ops.capture(function)
+
+    for num_tokens in (3, 50, 1, 7):
+        x, y = random(num_tokens, WIDTH), random(num_tokens, WIDTH, seed=1)
+        rms = torch.nn.functional.rms_norm(x, (WIDTH,), random(WIDTH), 1e-5)
+        residual = rms + 1.5 * (y @ random(WIDTH, WIDTH).T) + y
+        theirs = (
+            torch.nn.functional.rms_norm(residual, (WIDTH,), random(WIDTH), 1e-5) @ random(WIDTH, WIDTH).T + residual
+        )
+        assert_close(captured(Two(x, y), None), theirs, 1e-4)
+
+
+def test_a_function_outside_the_operations_sees_what_they_computed(name: str) -> None:
+    ops = make_ops(name)
+    seen: list[Tensor] = []
+
+    def double(x: Tensor) -> None:
+        seen.append(x.clone())
+        x.mul_(2)
+
+    captured = ops.capture(lambda inputs, _: ops.add(ops.apply(double, ops.add(inputs.x, inputs.y)), inputs.y))
+
+    for value in (1.0, 2.0):
+        x = torch.full((2, 3), value)
+        assert torch.equal(captured(Two(x, x), None), 5 * x)
+        assert torch.equal(seen[-1], 2 * x)
