@@ -32,6 +32,8 @@ UNITS = {"": 1.0, "m": 1e-3} | {
 }
 UNITS["Ki"] = UNITS.pop("ki")
 DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+# The library would read the schema and a megabyte of definitions again for every object.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 
 

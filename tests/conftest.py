@@ -1,4 +1,4 @@
-"""Shared by all tests: the import of helper modules, options, and the signals that children receive.
+"""Shared by all tests: the import of helper modules, options, the garbage collector, and the signals of children.
 
 Two markers decide where a test runs in `make test` and `make acceptance` (scripts/run_tests.py): ``serial`` and
 ``acceptance``, described in pyproject.toml. docs/testing.md has the details.
@@ -6,8 +6,10 @@ Two markers decide where a test runs in `make test` and `make acceptance` (scrip
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,20 @@ pytest_plugins = ["cost", "groups"]
 
 RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 IGNORED = pytest.StashKey[list[int]]()
+
+# If jsonschema can import this, it compiles 38 grammars, of addresses that no schema here has: seconds in every worker.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Never search what has been imported for garbage: there are a million objects, and all of them stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:

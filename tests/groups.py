@@ -1,12 +1,26 @@
-"""Which tests share a worker if there are several (`--dist loadfile`): those that share something expensive."""
+"""Which files are imported, and which tests share a worker if there are several (`--dist loadfile`): those that share
+something expensive."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+MARKERS = {"serial", "acceptance"}
 TOGETHER = ("gpu/", "models/test_native")  # groups that share the device or the ranks' processes
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file that lacks a marker which -m asks for: few files have one, and all take many seconds to import."""
+    return lacks_marker(collection_path, config.getoption("markexpr")) or None
+
+
+def lacks_marker(path: Path, expression: str) -> bool:
+    """Whether no test of a file can have the markers that an expression like "not acceptance and serial" asks for."""
+    required = set() if " or " in expression else MARKERS.intersection(expression.split(" and "))
+    return path.suffix == ".py" and any(f"mark.{marker}" not in path.read_text() for marker in required)
 
 
 @pytest.hookimpl(optionalhook=True)

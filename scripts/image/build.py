@@ -90,7 +90,9 @@ def build(options: argparse.Namespace) -> int:
     wheel = build_wheel(seconds)
     print(f"Built {wheel.relative_to(ROOT)}", flush=True)
     if wheel.name.endswith("-any.whl"):
-        print("It has no compiled operations for CPUs: build on x86-64 with g++ or clang++.", file=sys.stderr, flush=True)
+        print(
+            "It has no compiled operations for CPUs: build on x86-64 with g++ or clang++.", file=sys.stderr, flush=True
+        )
     if options.wheel_only:
         return 0
     if (tool := options.tool or find_tool()) is None:

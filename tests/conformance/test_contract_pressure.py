@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contract_api import Api, asked_of, exactly, merged, row, together, without_nan
-from contract_servers import VARIANTS
+from contract_servers import ONE_SERVER, VARIANTS
 
 if TYPE_CHECKING:
     from contract_oracle import Oracle
@@ -53,6 +53,7 @@ def test_a_batch_gets_the_answers_of_single_calls(api: Api) -> None:
     assert api.generate(*TEXTS, **fields) == all_at_once(api, **fields)
 
 
+@asked_of("qwen3-2-small-pool")
 @row("pressure-details-complete")
 def test_details_are_complete_for_every_call(api: Api) -> None:
     answers = all_at_once(api, **DETAILS, **exactly(NUM_NEW))
@@ -80,6 +81,7 @@ def test_tokens_and_details_are_those_of_the_oracle_for_every_call(api: Api, ora
         assert_details(answer.input_tokens[1:], oracle.logits(prompt)[:-1], oracle, top_n=0)
 
 
+@asked_of("qwen3-2-small-pool")
 @row("pressure-streams-with-input-frames")
 def test_every_stream_has_one_frame_of_input_tokens(api: Api) -> None:
     streams = together(*[lambda t=text: api.stream(t, **DETAILS, **exactly(NUM_NEW)) for text in TEXTS])
@@ -105,6 +107,7 @@ def test_neighbours_that_are_cancelled_change_nothing(api: Api) -> None:
     assert answer == alone
 
 
+@asked_of(*ONE_SERVER)
 @row("pressure-refused-neighbours")
 def test_neighbours_that_are_refused_change_nothing(api: Api) -> None:
     fields = {**DETAILS, **exactly(NUM_NEW)}

@@ -33,6 +33,7 @@ def figures_of(text: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(each["group"], each["name"]): each for each in json.loads(text)["figures"]}
 
 
+@pytest.mark.acceptance
 def test_the_engine_is_measured_beside_the_limits_of_the_machine(environ: dict[str, str], tmp_path: Path):
     ended = bench(environ, "engine", *SMALL)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,22 @@ def make_gaps_of_zero() -> Result:
     return result
 
 
-RESULTS: dict[str, tuple[Result, list[str]]] = {
-    "several loads": (make_result(), [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
-    "one load": (make_result(8, fails=0.02), [*SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
-    "one request": (make_result(1, most=1), [*SPLIT, "Inter-token latency", *RUN, *SERVER, *REQUESTS]),
-    "gaps of 0": (make_gaps_of_zero(), [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
-    "no metrics of the server": (make_result(4, has_server=False), [*DISTRIBUTIONS, *RUN, *REQUESTS]),
-    "only failures": (make_result(8, has_server=False, fails=1.0), ["Requests in flight", *REQUESTS]),
+RESULTS: dict[str, tuple[Callable[[], Result], list[str]]] = {
+    "several loads": (make_result, [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
+    "one load": (partial(make_result, 8, fails=0.02), [*SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
+    "one request": (partial(make_result, 1, most=1), [*SPLIT, "Inter-token latency", *RUN, *SERVER, *REQUESTS]),
+    "gaps of 0": (make_gaps_of_zero, [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS]),
+    "no metrics of the server": (partial(make_result, 4, has_server=False), [*DISTRIBUTIONS, *RUN, *REQUESTS]),
+    "only failures": (partial(make_result, 8, has_server=False, fails=1.0), ["Requests in flight", *REQUESTS]),
     "unary calls": (
-        make_result(1, 16, is_streamed=False),
+        partial(make_result, 1, 16, is_streamed=False),
         ["End-to-end latency", "End-to-end latency", *OUTPUT, *SERVER, *REQUESTS],
     ),
     "many loads": (
-        make_result(1, 2, 4, 8, 12, 16, 24, 32, 48),
+        partial(make_result, 1, 2, 4, 8, 12, 16, 24, 32, 48),
         [*COMPARED, *SPLIT, *DISTRIBUTIONS, *RUN, *SERVER, *REQUESTS],
     ),
-    "another kind": (make_engine_result(), []),
+    "another kind": (make_engine_result, []),
 }
 GET_TITLES = "[...document.querySelectorAll('figure')].map((each) => each.querySelector('b').textContent)"
 FIND_FAULTS = """(() => {
@@ -126,9 +127,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_page_shows_its_charts_without_errors_requests_or_overlaps(browser, name, width, theme):
-    result, titles = RESULTS[name]
+    make, titles = RESULTS[name]
 
-    url = browser.open(result, width=width, theme=theme)
+    url = browser.open(make(), width=width, theme=theme)
 
     assert browser.page.errors == []
     assert browser.page.requests == [url]

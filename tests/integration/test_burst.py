@@ -17,7 +17,6 @@ from tgis_server.wire.generation_pb2_grpc import GenerationServiceStub
 
 pytestmark = pytest.mark.serial  # needs the whole machine
 
-NUM_CALLS = 3000  # of each kind
 NUM_PERMITS = 512
 DEADLINE_S = 120.0
 
@@ -39,27 +38,36 @@ async def call_stream(stub: GenerationServiceStub) -> Status:
     return "OK", ""
 
 
-async def burst(address: str, num_channels: int) -> tuple[Counter[Status], int]:
+async def burst(address: str, num_calls: int, num_channels: int) -> tuple[Counter[Status], int]:
     """Run a burst; returns how its calls ended, and the number of outputs of a later call that needs all permits."""
     async with AsyncExitStack() as stack, asyncio.timeout(DEADLINE_S):
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=[PRIVATE]))
             for _ in range(num_channels)
         ]
-        stubs = list(islice(cycle(map(GenerationServiceStub, channels)), NUM_CALLS))
+        stubs = list(islice(cycle(map(GenerationServiceStub, channels)), num_calls))
         ends = await asyncio.gather(*(call(stub) for stub in stubs for call in (call_unary, call_stream)))
         answer = await stubs[0].Generate(batch(*["Hello"] * NUM_PERMITS, **tokens(1)))
     return Counter(ends), len(answer.responses)
 
 
-@pytest.mark.parametrize("num_channels", [1, pytest.param(8, marks=pytest.mark.acceptance)])
-def test_every_call_of_a_burst_is_answered_or_refused_as_overload(launch: Callable[..., Any], num_channels: int):
+@pytest.mark.parametrize(
+    ("num_calls", "num_channels"),
+    [
+        (1500, 1),
+        pytest.param(3000, 1, marks=pytest.mark.acceptance),
+        pytest.param(3000, 8, marks=pytest.mark.acceptance),
+    ],
+)
+def test_every_call_of_a_burst_is_answered_or_refused_as_overload(
+    launch: Callable[..., Any], num_calls: int, num_channels: int
+):
     server = launch("--rehearse", "--max-concurrent-requests", str(NUM_PERMITS))
 
-    ends, num_answered = asyncio.run(burst(server.address, num_channels))
+    ends, num_answered = asyncio.run(burst(server.address, num_calls, num_channels))
 
     assert set(ends) <= {("OK", ""), ("RESOURCE_EXHAUSTED", "Model is overloaded")}
     assert ends["OK", ""] >= NUM_PERMITS
-    assert ends.total() == 2 * NUM_CALLS
+    assert ends.total() == 2 * num_calls
     assert num_answered == NUM_PERMITS
     assert server.stop() == 0

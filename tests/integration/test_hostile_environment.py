@@ -115,7 +115,14 @@ def test_that_user_can_stop_the_server_and_nothing_is_left_in_tmp(confined: Any)
 # -- streams and locale
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        *(pytest.param(stream, marks=pytest.mark.acceptance) for stream in ("<&-", "2>&-")),
+        ">&-",
+        "<&- >&- 2>&-",
+    ],
+)
 def test_a_server_runs_with_closed_streams(launch: Start, script: Callable[[str], str], closed: str):
     server = launch(script=script(f'exec $LAUNCH "$@" {closed}'))
 

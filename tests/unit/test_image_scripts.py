@@ -147,9 +147,7 @@ def test_a_wheel_without_compiled_operations_is_pointed_out(monkeypatch, capsys)
 
     assert build.main(["--wheel-only"]) == 0
 
-    assert capsys.readouterr().err == (
-        "It has no compiled operations for CPUs: build on x86-64 with g++ or clang++.\n"
-    )
+    assert capsys.readouterr().err == ("It has no compiled operations for CPUs: build on x86-64 with g++ or clang++.\n")
 
 
 @pytest.mark.parametrize("option", ["--wheels", "--model"])

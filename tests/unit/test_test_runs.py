@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from groups import group_of
+from groups import group_of, lacks_marker
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_tests.py"
 spec = importlib.util.spec_from_file_location("run_tests", SCRIPT)
@@ -59,3 +59,29 @@ def test_rows_of_the_contract_share_a_worker_by_server() -> None:
 def test_other_tests_share_a_worker_by_file() -> None:
     assert group_of("tests/unit/test_a.py::test_x[1]") == group_of("tests/unit/test_a.py::test_y")
     assert group_of("tests/unit/test_a.py::test_x") != group_of("tests/unit/test_b.py::test_x")
+
+
+@pytest.mark.parametrize(
+    ("expression", "marks", "is_left_out"),
+    [
+        ("not acceptance and serial", "@pytest.mark.serial", False),
+        ("not acceptance and serial", "@pytest.mark.acceptance", True),
+        ("acceptance and serial", "@pytest.mark.serial", True),
+        ("acceptance and serial", "pytestmark = [pytest.mark.acceptance, pytest.mark.serial]", False),
+        ("acceptance and not serial", "@pytest.mark.acceptance", False),
+        ("acceptance or serial", "@pytest.mark.serial", False),
+        ("not acceptance and not serial", "", False),
+        ("", "", False),
+    ],
+)
+def test_a_file_without_a_marker_that_is_asked_for_is_left_out(
+    expression: str, marks: str, *, is_left_out: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "test_some.py"
+    file.write_text(marks)
+
+    assert lacks_marker(file, expression) == is_left_out
+
+
+def test_folders_are_searched_for_files_with_a_marker(tmp_path: Path) -> None:
+    assert not lacks_marker(tmp_path, "serial")

@@ -183,12 +183,13 @@ LONG_TEXTS = {
 @pytest.mark.parametrize("kind", vocabularies.KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("text", LONG_TEXTS.values(), ids=LONG_TEXTS)
 def test_a_long_text_has_the_same_tokens_as_when_encoded_whole(kind, text):
-    tokenizer, whole = tokenizer_of(kind(), num_workers=2), kind().encode(text)
+    tokenizer, library = tokenizer_of(kind(), num_workers=2), kind()
+    whole = library.encode(text)
 
     cut, alone = encode(tokenizer, text), tokenize(tokenizer, "the", text, "cat")[1]
 
     assert list(cut.token_ids) == whole.ids
-    assert list(alone.tokens) == [kind().id_to_token(token_id) for token_id in whole.ids]
+    assert list(alone.tokens) == [library.id_to_token(token_id) for token_id in whole.ids]
     borders = [0, *accumulate(len(character.encode()) for character in text)]
     assert offsets_of(alone) == [(borders[start], borders[end]) for start, end in whole.offsets]
 

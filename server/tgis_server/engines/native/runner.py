@@ -28,7 +28,6 @@ from tgis_server.engines.sampling.details import DetailTensors, to_messages
 from tgis_server.engines.sampling.finite import are_finite
 from tgis_server.engines.sampling.sampler import Sampler
 from tgis_server.engines.sampling.staging import Staging
-from tgis_server.engines.sampling.torch_ops import TorchSampling
 from tgis_server.errors import OutOfMemory
 from tgis_server.host.allocation import ALLOCATION_FAILED
 from tgis_server.options import Fault
@@ -106,7 +105,7 @@ class NativeRunner:
         modifiers = list(model.modifiers.values())
         self._builder = BatchBuilder(self._slots, loaded.ops, loaded.cache, modifiers, self._staging, self._encoders)
         vocab_size = loaded.spec.vocab_size
-        self._sampler = Sampler(vocab_size, self._staging, TorchSampling(vocab_size, self._staging))
+        self._sampler = Sampler(vocab_size, self._staging, loaded.ops.make_sampling(vocab_size, self._staging))
 
     @classmethod
     def load(cls, run: Run, rank: int, progress: Progress) -> NativeRunner:

@@ -16,6 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from tgis_server.engines.native import spec
+from tgis_server.engines.sampling.api import SamplingOps
+from tgis_server.engines.sampling.staging import Staging
 
 Inputs = TypeVar("Inputs")  # inputs of a captured function
 
@@ -296,6 +298,10 @@ class Ops(Protocol):
             plan: from :meth:`plan_uncached_attention`.
             modifiers: one of the plan's.
         """
+        ...
+
+    def make_sampling(self, vocab_size: int, staging: Staging) -> SamplingOps:
+        """The operations that turn logits into tokens."""
         ...
 
     def logits(self, hidden: Tensor, weight: Any, bias: Tensor | None) -> Tensor:

@@ -32,6 +32,7 @@ from tgis_server.engines.native.ops.torch_attention.plan import (
     plan_uncached_attention,
 )
 from tgis_server.engines.sampling.staging import Staging
+from tgis_server.engines.sampling.torch_ops import TorchSampling
 
 ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -107,6 +108,9 @@ class TorchOps:
         self, lengths: Sequence[int], heads: Heads, modifiers: Iterable[AttentionModifiers]
     ) -> TorchPlan:
         return plan_uncached_attention(lengths, heads, modifiers, self._dtype, self._device)
+
+    def make_sampling(self, vocab_size: int, staging: Staging) -> TorchSampling:
+        return TorchSampling(vocab_size, staging)
 
     def make_rotation(self, table: Tensor, lines: Tensor) -> Tensor:
         return table.index_select(0, lines)

@@ -32,6 +32,8 @@ from tgis_server.engines.native.ops.cpu import interface
 from tgis_server.engines.native.ops.cpu.interface import COLUMNS
 from tgis_server.engines.native.ops.cpu.recording import Arena, PlanSlot, Program, Recording, Value
 from tgis_server.engines.native.ops.torch_attention.bias import bias_by_distance
+from tgis_server.engines.sampling.compiled import CompiledSampling
+from tgis_server.engines.sampling.staging import Staging
 
 DTYPES = {torch.float32: interface.FLOAT32, torch.bfloat16: interface.BFLOAT16}
 NORMS = {None: 0, "rms": 1, "rms_plus_one": 1, "layer": 2}  # NormKind
@@ -83,14 +85,14 @@ def address_of(pages: mmap.mmap) -> int:
 class CpuCache:
     """Paged keys and values: for each layer, an array of blocks as in ``csrc/cache.h``."""
 
-    def __init__(self, num_layers: int, num_blocks: int, block_bytes: int, shape: interface.CacheShape) -> None:
+    def __init__(
+        self, num_layers: int, num_blocks: int, block_bytes: int, shape: interface.CacheShape, dtype: torch.dtype
+    ) -> None:
         self.shape = shape
         self.block_size = shape.block_size
-        self._layer_bytes = num_blocks * block_bytes
-        self._pages = mmap.mmap(-1, max(1, num_layers * self._layer_bytes))
-
-    def layer(self, index: int) -> int:
-        return address_of(self._pages) + index * self._layer_bytes
+        # Fresh pages from the kernel are zero, and take no memory until they are used.
+        pages = mmap.mmap(-1, num_layers * num_blocks * block_bytes)
+        self.layers = list(torch.frombuffer(pages, dtype=dtype).view(num_layers, num_blocks, -1).unbind())
 
 
 @dataclass(slots=True, eq=False)
@@ -165,6 +167,9 @@ class CpuOps:
         )
         return CpuWeight(address, num_outputs, num_inputs, memory)
 
+    def make_sampling(self, vocab_size: int, staging: Staging) -> CompiledSampling:
+        return CompiledSampling(self._library, self._kernels, torch.get_num_threads())
+
     def make_norm(self, kind: spec.Norm | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> CpuNorm:
         return CpuNorm(self, kind, weight, bias, eps)
 
@@ -205,7 +210,7 @@ class CpuOps:
 
     def add_norm(self, norm: CpuNorm, residual: Any, x: Any, scale: float) -> Any:
         if isinstance(x, Tensor):
-            return self._run_at_once(lambda inputs, _: self.add_norm(norm, *inputs, scale), (residual, x))
+            return self._run_at_once(lambda inputs, _: self.add_norm(norm, inputs[0], inputs[1], scale), (residual, x))
         output = residual if norm.kind == 0 else residual.recording.value(residual.width, self._input_dtype)
         self._norm(norm, residual, x, None if norm.kind == 0 else output, scale)
         return output
@@ -311,7 +316,7 @@ class CpuOps:
 
     def make_cache(self, shape: CacheShape) -> CpuCache:
         blocks = interface.CacheShape(self._code, shape.block_size, shape.heads.num_kv_heads, shape.heads.head_dim)
-        return CpuCache(shape.num_layers, shape.num_blocks, self._block_bytes(blocks), blocks)
+        return CpuCache(shape.num_layers, shape.num_blocks, self._block_bytes(blocks), blocks, self._dtype)
 
     def _block_bytes(self, shape: interface.CacheShape) -> int:
         num_bytes: int = self._library.tgis_block_bytes(self._kernels, shape)
@@ -352,7 +357,7 @@ class CpuOps:
         qkv: Any,
         heads: Heads,
         rotation: Rotation | None,
-        qk_norm: CpuNorm | None,
+        qk_norm: Any,
         cache: CpuCache,
         layer: int,
         plan: Any,
@@ -366,8 +371,7 @@ class CpuOps:
                 return self.prepare_qkv(qkv, heads, turn, qk_norm, cache, layer, plan)
 
             return self._run_at_once(run, (qkv, lines, plan), cache)
-        self._write(qkv, heads.num_heads, cache.shape, plan, cache.layer(layer), rotation, qk_norm)
-        qkv.recording.kept.append(cache)
+        self._write(qkv, heads.num_heads, cache.shape, plan, cache.layers[layer], rotation, qk_norm)
         return qkv
 
     def write_keys_values(self, keys_values: Any, cache: CpuCache, layer: int, plan: Any) -> None:
@@ -376,10 +380,9 @@ class CpuOps:
             def run(inputs: Any, cache: CpuCache) -> None:
                 self.write_keys_values(inputs[0], cache, layer, inputs[1])
 
-            return self._run_at_once(run, (keys_values, plan), cache)
-        keys_values.recording.kept.append(cache)
-        self._write(keys_values, 0, cache.shape, plan, cache.layer(layer), None, None)
-        return None
+            self._run_at_once(run, (keys_values, plan), cache)
+            return
+        self._write(keys_values, 0, cache.shape, plan, cache.layers[layer], None, None)
 
     def _write(
         self,
@@ -387,7 +390,7 @@ class CpuOps:
         num_heads: int,
         shape: interface.CacheShape,
         plan: PlanSlot,
-        layer: int | None,
+        layer: Tensor | None,
         rotation: Rotation | None,
         norm: CpuNorm | None,
     ) -> None:
@@ -406,7 +409,7 @@ class CpuOps:
             norm_weight=None if norm is None else recording.keep(norm.weight),
             norm_bias=None if norm is None else recording.keep(norm.bias),
             norm_eps=0.0 if norm is None else norm.eps,
-            layer=layer,
+            layer=recording.keep(layer),
             scratch=NONE if plan.scratch is None else plan.scratch,
         )
 
@@ -419,8 +422,7 @@ class CpuOps:
                 return self.attend(inputs[0], heads, cache, layer, inputs[1], modifiers)
 
             return self._run_at_once(run, (qkv, plan), cache)
-        qkv.recording.kept.append(cache)
-        return self._attend(qkv, heads, cache.shape, cache.layer(layer), plan, modifiers)
+        return self._attend(qkv, heads, cache.shape, cache.layers[layer], plan, modifiers)
 
     def attend_uncached(self, qkv: Any, heads: Heads, plan: Any, modifiers: AttentionModifiers) -> Any:
         if isinstance(qkv, Tensor):
@@ -436,7 +438,7 @@ class CpuOps:
         qkv: Value,
         heads: Heads,
         shape: interface.CacheShape,
-        layer: int | None,
+        layer: Tensor | None,
         plan: PlanSlot,
         modifiers: AttentionModifiers,
     ) -> Value:
@@ -451,7 +453,7 @@ class CpuOps:
             queries=qkv,
             output=output,
             num_heads=heads.num_heads,
-            layer=layer,
+            layer=recording.keep(layer),
             scale=modifiers.scale,
             soft_cap=modifiers.soft_cap,
             is_causal=modifiers.is_causal,
