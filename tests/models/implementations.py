@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import shutil
 
@@ -22,9 +23,15 @@ IMPLEMENTATIONS = [REFERENCE, *COMPILED]
 def make_ops(name: str, dtype: torch.dtype = torch.float32) -> Ops:
     if name == REFERENCE:
         return TorchOps(torch.device("cpu"), dtype)
+    return CpuOps(load_library(name), name, dtype)
+
+
+@functools.cache
+def load_library(name: str) -> ctypes.CDLL:
+    """The library, whose kernels of this name work."""
     opened = open_library(lambda *_: None, choice=name)
     if opened.cdll is None and shutil.which("c++") is None:
         pytest.skip(opened.why)
     assert opened.cdll is not None, opened.why
     assert opened.kernels == name
-    return CpuOps(opened.cdll, name, dtype)
+    return opened.cdll

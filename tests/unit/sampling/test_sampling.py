@@ -19,8 +19,8 @@ from transformers import (  # noqa: E402
     TypicalLogitsWarper,
 )
 
-import implementations  # noqa: E402
-from implementations import make_sampler  # noqa: E402
+from implementations import IMPLEMENTATIONS  # noqa: E402
+from sampling_ops import make_sampler  # noqa: E402
 from tgis_server.engines.sampling import processors  # noqa: E402
 from tgis_server.engines.sampling.api import Sampled, SamplingRow  # noqa: E402
 from tgis_server.engines.sampling.uniform import splitmix64, uniform  # noqa: E402
@@ -61,7 +61,7 @@ def kept(scores: Any) -> list[set[int]]:
 # Processors, one by one
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_a_mask_keeps_the_ids_whose_bits_are_set_and_changes_no_other_row(ops: str) -> None:
     """Missing bytes forbid their ids; bits beyond the vocabulary are ignored."""
     rows = [SamplingRow(slot, 0, SamplingParams(), NOTHING) for slot in range(3)]
@@ -77,7 +77,7 @@ def test_a_mask_keeps_the_ids_whose_bits_are_set_and_changes_no_other_row(ops: s
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("k", [1, 2, 10, VOCAB, 10 * VOCAB])
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_top_k_equals_transformers(ops: str, seed: int, k: int) -> None:
     logits = logits_of(seed, 4)
 
@@ -86,7 +86,7 @@ def test_top_k_equals_transformers(ops: str, seed: int, k: int) -> None:
     assert torch.equal(ours, TopKLogitsWarper(k)(None, logits))
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_top_k_keeps_ties_at_the_border(ops: str) -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
 
@@ -95,7 +95,7 @@ def test_top_k_keeps_ties_at_the_border(ops: str) -> None:
     assert kept(ours) == [{1, 2, 3, 4}]
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_each_row_has_its_own_top_k(ops: str) -> None:
     logits = logits_of(1, 3)
 
@@ -106,7 +106,7 @@ def test_each_row_has_its_own_top_k(ops: str) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.7, 0.95, 0.999])
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_top_p_equals_transformers(ops: str, seed: int, p: float) -> None:
     logits = logits_of(seed, 4)
 
@@ -125,7 +125,7 @@ def test_top_p_looks_beyond_its_first_candidates(p: float, monkeypatch: pytest.M
     assert kept(ours) == kept(TopPLogitsWarper(p)(None, logits))
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_top_p_keeps_the_lowest_ids_of_a_tie(ops: str) -> None:
     logits = torch.full((1, VOCAB), -math.inf)
     logits[0, 20:30] = 0.0
@@ -137,7 +137,7 @@ def test_top_p_keeps_the_lowest_ids_of_a_tie(ops: str) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.7, 0.95])
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_typical_p_equals_transformers(ops: str, seed: int, p: float) -> None:
     logits = logits_of(seed, 4)
 
@@ -155,7 +155,7 @@ def test_typical_p_looks_beyond_its_first_candidates(monkeypatch: pytest.MonkeyP
     assert kept(ours) == kept(TypicalLogitsWarper(0.9)(None, logits))
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_typical_p_sees_only_what_top_k_keeps(ops: str) -> None:
     logits = logits_of(7, 2)
 
@@ -168,7 +168,7 @@ def test_typical_p_sees_only_what_top_k_keeps(ops: str) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1, 5, 40])
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_length_penalty_raises_the_end_token(ops: str, index: int) -> None:
     logits = logits_of(3, 2)
     logits[0, EOS], logits[1, EOS] = -2.0, 2.0
@@ -180,7 +180,7 @@ def test_length_penalty_raises_the_end_token(ops: str, index: int) -> None:
     assert scores[:, EOS].tolist() == pytest.approx([-2.0 + 2 * growth, 2.0 + 2 * growth], rel=1e-5)
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_length_penalty_waits_for_min_new_tokens(ops: str) -> None:
     param = SamplingParams(min_new_tokens=10, length_penalty=LengthPenalty(start_index=3, decay_factor=2.0))
 
@@ -189,7 +189,7 @@ def test_length_penalty_waits_for_min_new_tokens(ops: str) -> None:
     assert float(scores[0, EOS]) == -math.inf
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_a_huge_length_penalty_ends_the_sequence(ops: str) -> None:
     param = SamplingParams(temperature=1.0, length_penalty=LengthPenalty(start_index=0, decay_factor=10.0))
     logits = logits_of(3)
@@ -201,7 +201,18 @@ def test_a_huge_length_penalty_ends_the_sequence(ops: str) -> None:
     assert bool(scores.isfinite().all())
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
+def test_a_length_penalty_does_not_raise_an_end_that_a_mask_forbids(ops: str) -> None:
+    param = SamplingParams(temperature=1.0, length_penalty=LengthPenalty(start_index=0, decay_factor=2.0))
+    rows = [SamplingRow(0, 5, param, NOTHING, end_ids=ENDS)]
+
+    sampled = make_sampler(ops, VOCAB).sample(logits_of(3), rows, {0: bytes([0b11])})
+
+    assert kept(sampled.scores) == [{0, 1}]
+    assert not sampled.scores.isnan().any()
+
+
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_each_row_has_its_own_end_ids(ops: str) -> None:
     masked = SamplingParams(min_new_tokens=1)
     raised = SamplingParams(length_penalty=LengthPenalty(start_index=0, decay_factor=2.0))
@@ -220,7 +231,7 @@ def test_each_row_has_its_own_end_ids(ops: str) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_masks_of_any_length_keep_the_ids_whose_bits_are_set(ops: str, temperature: float) -> None:
     param = SamplingParams(temperature=temperature)
     allowed = {0, 9, 17, VOCAB - 1}
@@ -236,7 +247,7 @@ def test_masks_of_any_length_keep_the_ids_whose_bits_are_set(ops: str, temperatu
     assert torch.equal(sampled.scores[0], logits_of(1, 3)[0])
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_details_of_a_masked_row_consider_only_allowed_tokens(ops: str) -> None:
     rows = [SamplingRow(0, 0, SamplingParams(), Wanted(logprobs=True, ranks=True, top_n=3, generated_tokens=True))]
 
@@ -250,7 +261,7 @@ def test_details_of_a_masked_row_consider_only_allowed_tokens(ops: str) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_a_masked_end_token_is_chosen_if_there_is_no_other(ops: str, temperature: float) -> None:
     param = SamplingParams(temperature=temperature, top_k=2, top_p=0.5, typical_p=0.5, min_new_tokens=1)
     chooser = make_sampler(ops, 1)
@@ -260,7 +271,7 @@ def test_a_masked_end_token_is_chosen_if_there_is_no_other(ops: str, temperature
     assert sampled.ids.tolist() == [0]
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_repetition_penalty_applies_to_prompt_and_output(ops: str) -> None:
     param = SamplingParams(repetition_penalty=1.5)
     chooser = make_sampler(ops, VOCAB)
@@ -276,7 +287,7 @@ def test_repetition_penalty_applies_to_prompt_and_output(ops: str) -> None:
     assert changed == [4, 9, 50]
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_a_new_sequence_has_not_seen_the_tokens_of_the_former_one_in_its_slot(ops: str) -> None:
     param = SamplingParams(repetition_penalty=2.0)
     chooser = make_sampler(ops, VOCAB)
@@ -290,7 +301,7 @@ def test_a_new_sequence_has_not_seen_the_tokens_of_the_former_one_in_its_slot(op
     assert torch.nonzero(sampled.scores[0] != 1).flatten().tolist() == [5]
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_many_slots_can_use_the_penalty(ops: str) -> None:
     param = SamplingParams(repetition_penalty=2.0)
     chooser = make_sampler(ops, VOCAB)
@@ -305,7 +316,7 @@ def test_many_slots_can_use_the_penalty(ops: str) -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("penalty", [1e-45, 1e-38, 3e38])
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_an_extreme_repetition_penalty_leaves_a_finite_choice(ops: str, penalty: float, sign: int) -> None:
     param = SamplingParams(temperature=0.05, top_p=0.5, typical_p=0.5, repetition_penalty=penalty, min_new_tokens=1)
 
@@ -315,7 +326,7 @@ def test_an_extreme_repetition_penalty_leaves_a_finite_choice(ops: str, penalty:
     assert not scores.isnan().any()
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_nan_logits_still_give_a_token(ops: str) -> None:
     param = SamplingParams(temperature=1.0, top_k=5, top_p=0.5, typical_p=0.5)
 
@@ -327,7 +338,7 @@ def test_nan_logits_still_give_a_token(ops: str) -> None:
 # The choice
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_greedy_takes_the_lowest_of_tied_ids(ops: str) -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, [40, 17, 250]] = 5.0
@@ -349,7 +360,7 @@ def test_draws_are_in_the_unit_interval(seed: int, index: int) -> None:
     assert 0.0 <= uniform(seed, index) < 1.0
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_frequencies_follow_the_probabilities(ops: str) -> None:
     logits = torch.full((1, VOCAB), -math.inf)
     logits[0, [3, 8, 200]] = torch.tensor([0.5, 0.3, 0.2]).log()
@@ -362,7 +373,7 @@ def test_frequencies_follow_the_probabilities(ops: str) -> None:
     assert counts == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_a_seed_gives_different_draws_for_different_tokens(ops: str) -> None:
     logits = torch.zeros(1, VOCAB)
     param = SamplingParams(temperature=1.0)
@@ -384,7 +395,7 @@ def details_of(ops: str, scores: Any, wanted: Wanted, param: SamplingParams | No
     return to_messages(sampled.details, [wanted])[0]
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_all_ties_at_the_nth_place_are_returned(ops: str) -> None:
     scores = torch.full((1, VOCAB), -5.0)
     scores[0, [30, 10, 20]] = 1.0
@@ -396,14 +407,14 @@ def test_all_ties_at_the_nth_place_are_returned(ops: str) -> None:
     assert list(detail.top_logprobs) == sorted(detail.top_logprobs, reverse=True)
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_of_many_ties_the_four_n_lowest_ids_are_returned(ops: str) -> None:
     detail = details_of(ops, torch.zeros(1, VOCAB), Wanted(logprobs=True, top_n=2, generated_tokens=True))
 
     assert detail.top_ids == tuple(range(8))
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_without_logprobs_alternatives_are_sorted_by_id(ops: str) -> None:
     scores = torch.zeros(1, VOCAB)
     scores[0, [30, 10]] = torch.tensor([9.0, 8.0])
@@ -413,7 +424,7 @@ def test_without_logprobs_alternatives_are_sorted_by_id(ops: str) -> None:
     assert detail == TokenDetail(top_ids=(10, 30), top_logprobs=(0.0, 0.0))
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_dropped_tokens_are_not_alternatives(ops: str) -> None:
     param = SamplingParams(temperature=1.0, top_k=2)
 
@@ -422,7 +433,7 @@ def test_dropped_tokens_are_not_alternatives(ops: str) -> None:
     assert len(detail.top_ids) == 2
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_with_top_k_1_the_logprob_is_0_and_the_rank_is_1(ops: str) -> None:
     param = SamplingParams(temperature=1.0, top_k=1)
 
@@ -431,14 +442,14 @@ def test_with_top_k_1_the_logprob_is_0_and_the_rank_is_1(ops: str) -> None:
     assert detail == TokenDetail(logprob=0.0, rank=1)
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_if_more_alternatives_than_tokens_are_requested_all_tokens_are_returned(ops: str) -> None:
     detail = details_of(ops, logits_of(3), Wanted(logprobs=True, top_n=10 * VOCAB, generated_tokens=True))
 
     assert sorted(detail.top_ids) == list(range(VOCAB))
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 def test_each_row_has_its_own_number_of_alternatives(ops: str) -> None:
     from tgis_server.engines.sampling.details import to_messages
 

@@ -31,9 +31,9 @@ from transformers import (  # noqa: E402
     TypicalLogitsWarper,
 )
 
-import implementations  # noqa: E402
 import sampling_reference as reference  # noqa: E402
-from implementations import make_sampler  # noqa: E402
+from implementations import IMPLEMENTATIONS  # noqa: E402
+from sampling_ops import make_sampler  # noqa: E402
 from tgis_server.engines.sampling.api import Sampled, SamplingRow  # noqa: E402
 from tgis_server.engines.sampling.details import to_messages  # noqa: E402
 from tgis_server.wire.messages import LengthPenalty, SamplingParams, TokenDetail, Wanted  # noqa: E402
@@ -134,7 +134,7 @@ def processed(batch: CaseBatch) -> list[reference.Reference]:
     return [reference.process(c.logits, c.seen, c.index, c.params, c.end_ids) for c in batch.cases]
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 @SETTINGS
 @given(batch=batches())
 def test_each_row_equals_the_contracts_text_in_float64(ops: str, batch: CaseBatch) -> None:
@@ -150,7 +150,7 @@ def test_each_row_equals_the_contracts_text_in_float64(ops: str, batch: CaseBatc
     np.testing.assert_allclose(sampled.scores, np.stack([r.scores for r in results]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 @SETTINGS
 @given(batch=batches())
 def test_details_describe_the_processed_scores(ops: str, batch: CaseBatch) -> None:
@@ -169,7 +169,7 @@ def test_details_describe_the_processed_scores(ops: str, batch: CaseBatch) -> No
         )
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 @SETTINGS
 @given(batch=batches())
 def test_other_rows_change_nothing(ops: str, batch: CaseBatch) -> None:
@@ -203,7 +203,7 @@ def transformers_scores(case: Case) -> Any:
     return scores[0]
 
 
-@pytest.mark.parametrize("ops", implementations.ALL)
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS)
 @SETTINGS
 @given(batch=batches(max_rows=3))
 def test_each_row_equals_transformers(ops: str, batch: CaseBatch) -> None:

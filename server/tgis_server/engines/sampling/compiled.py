@@ -59,16 +59,13 @@ class CompiledSampling:
     """Implements ``SamplingOps`` with the kernels of one instruction set.
 
     Args:
-        library: the compiled operations.
+        library: the compiled operations, whose functions are declared.
         kernels: what its ``tgis_kernels`` returned.
         num_threads: share the rows of a call.
     """
 
     def __init__(self, library: ctypes.CDLL, kernels: int, num_threads: int) -> None:
-        self._library = library  # keeps it loaded
-        self._call = library.tgis_sample
-        self._call.argtypes = [ctypes.c_void_p, ctypes.POINTER(Arguments), ctypes.c_int32]
-        self._call.restype = None
+        self._library = library
         self._kernels = kernels
         self._num_threads = num_threads
 
@@ -130,7 +127,7 @@ class CompiledSampling:
             top_logprobs=details.top_logprobs.data_ptr(),
             width=details.top_ids.shape[1],
         )
-        self._call(self._kernels, arguments, self._num_threads)
+        self._library.tgis_sample(self._kernels, ctypes.byref(arguments), self._num_threads)
         return is_finite, details
 
 

@@ -115,6 +115,7 @@ SIGNATURES = {
     "tgis_input_bytes": (c_int32, c_void_p, c_int32),
     "tgis_packed_bytes": (c_int64, c_void_p, c_int32, c_int64, c_int64),
     "tgis_pack": (None, c_void_p, c_int32, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32),
+    "tgis_sample": (None, c_void_p, c_void_p, c_int32),  # the structure is in engines/sampling/compiled.py
     "tgis_new_program": (c_void_p, c_void_p),
     "tgis_delete_program": (None, c_void_p),
     "tgis_block_bytes": (c_int64, c_void_p, POINTER(CacheShape)),

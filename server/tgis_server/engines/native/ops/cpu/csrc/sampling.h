@@ -92,7 +92,7 @@ inline void penalize_repetition(float* x, int64_t n, const uint8_t* seen, float 
   for (int64_t i = 0; i < n; i += kAtOnce) {
     int64_t end = std::min(n, i + kAtOnce);
     uint64_t flags[kAtOnce / 8] = {};
-    if (end == i + kAtOnce) std::memcpy(flags, seen + i, kAtOnce);
+    if (end == i + kAtOnce) std::memcpy(flags, seen + i, kAtOnce);  // a load, as the size is known
     else std::memcpy(flags, seen + i, end - i);
     if (!(flags[0] | flags[1] | flags[2] | flags[3])) continue;
     for (int64_t j = i; j < end; ++j) {
@@ -177,14 +177,13 @@ class RowSampler {
     return keep_if(scores, [&](Vec v) { return at_least(v, set1(border)); });
   }
 
-  // Makes the maxima of all groups the selection's keys.
+  // Makes the maxima of all groups the selection's keys, each of weight 1; returns how many there are.
   int64_t collect_maxima(const float* x, int64_t n) {
     int64_t num = (n + kGroup * kLanes - 1) / (kGroup * kLanes) * kLanes;
     float* keys = selection_.keys(num);
     for (int64_t i = 0, group = 0; i < n; i += kGroup * kLanes, group += kLanes) {
       Vec best = set1(-kInfinity);
-      for (int64_t j = i; j < std::min(n, i + kGroup * kLanes); j += kLanes)
-        best = max(best, scores_at(x, n, j));
+      for (int64_t j = i; j < std::min(n, i + kGroup * kLanes); j += kLanes) best = max(best, scores_at(x, n, j));
       store(keys + group, best);
     }
     std::fill_n(selection_.weights(num), num, 1.f);
@@ -287,10 +286,8 @@ class RowSampler {
     float log_total = float(std::log(sum_weights(scores.values, scores.size, best)));
     args.logprobs[row.detail] = chosen - best - log_total;
     int64_t num_above = 0;
-    for (int64_t i = 0; i < scores.size; i += kLanes) {
-      Vec v = load_first(scores.values + i, scores.size - i);
-      num_above += __builtin_popcount(greater(v, set1(chosen)) & first_lanes(scores.size - i));
-    }
+    for (int64_t i = 0; i < scores.size; i += kLanes)
+      num_above += __builtin_popcount(greater(scores_at(scores.values, scores.size, i), set1(chosen)));
     args.ranks[row.detail] = 1 + num_above;
     int64_t* ids = args.top_ids + row.detail * args.width;
     float* logprobs = args.top_logprobs + row.detail * args.width;

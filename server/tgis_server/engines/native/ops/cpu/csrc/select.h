@@ -18,9 +18,8 @@ struct Cut {
   double before;   // the weight of all greater keys, less than the target
 };
 
-// Quickselect by weight. Each round divides the keys into greater, equal and smaller ones than a pivot and goes on with
-// the side that reaches the target; so ties cost one round, and rounding can only move the border by as much as sums
-// in another order do.
+// Quickselect by weight. Each round splits the keys into those greater than a pivot, equal to it and smaller, and goes on
+// with the part in which the target is reached. So ties cost no more than one round.
 class Selection {
  public:
   float* keys(int64_t n) { return room(keys_, n); }
