@@ -305,6 +305,7 @@ def try_server(
             trial.check(f"{title}: the server is ready", False, server.log())
             return
         trial.check(f"{title}: ready after {time.monotonic() - started_at:.1f} s", True)
+        trial.check(f"{title}: compiled operations serve", " on cpu (avx" in server.log(), server.log())
         trial.check(f"{title}: the launcher is the first process, as user {UID}:0", server.identity() == (UID, 0))
         expected = server.run("tgis", "generate", "--json", "--max-new-tokens", str(NUM_TOKENS), PROMPT)
         is_answer = expected.returncode == 0 and json.loads(expected.stdout)["generated_token_count"] > 0

@@ -34,7 +34,7 @@ FLAGS = (
     *("-fno-math-errno", "-ffp-contract=off"),
 )
 # The C++ library is linked dynamically, as torch links it: the operations need less of it than torch, and a static copy
-# would need the newest C library.
+# would need a newer C library.
 LINK = ("-shared", "-pthread", "-Wl,--build-id=none")
 COMPILERS = ("c++", "g++", "clang++")
 

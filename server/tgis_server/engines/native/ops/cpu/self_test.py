@@ -226,6 +226,43 @@ def attend(tokens: np.ndarray, factors: np.ndarray, heads: int, kv_heads: int, s
     return np.concatenate(outputs, 1)
 
 
+def is_sampling_right(bench: Bench) -> bool:
+    """A greedy row, one that keeps only its best id, and the log-probability and the rank of a given id."""
+    scores, given = 5 * bench.draw(3, 1003), 7
+    probabilities = np.exp(scores.astype(np.float64))
+    expected = math.log(probabilities[2, given] / probabilities[2].sum())
+    rank = 1 + (scores[2] > scores[2, given]).sum()
+    best = scores[:2].argmax(1).tolist()
+
+    rows = np.zeros(3, SAMPLING_ROW)
+    for name in ("allowed", "seen", "detail"):
+        rows[name] = NONE
+    for name in ("top_p", "typical_p", "penalty", "temperature"):
+        rows[name] = 1
+    rows["choice"], rows["top_k"], rows["draw"], rows["detail"][2] = (0, 1, 2), (0, 1, 0), 0.5, 0
+    ids, is_finite = np.full(3, given, np.int64), np.zeros(3, np.uint8)
+    logprobs, ranks = np.zeros(1, np.float32), np.zeros(1, np.int64)
+    places = [address(array) for array in (ids, is_finite, logprobs, ranks)]
+    values = (address(rows), len(rows), scores.shape[1], address(scores), scores.shape[1], 0, 0, 0, *places, 0, 0, 0)
+    arguments = np.array(values, np.int64)  # each field of SamplingArgs has as many bits
+    bench.library.tgis_sample(ctypes.c_void_p(bench.kernels), ctypes.c_void_p(address(arguments)), NUM_THREADS)
+    return (
+        ids.tolist() == [*best, given]
+        and is_finite.all()
+        and ranks[0] == rank
+        and math.isclose(logprobs[0], expected, abs_tol=TOLERANCE)
+    )
+
+
+SAMPLING_ROW = np.dtype(
+    [
+        *((name, np.int64) for name in ("allowed", "seen", "first_end", "num_ends", "top_k", "top_n", "detail")),
+        *((name, np.float64) for name in ("top_p", "typical_p", "draw")),
+        *((name, np.float32) for name in ("end_growth", "penalty", "temperature")),
+        ("choice", np.int32),
+    ]
+)
+
 TESTS: dict[str, Callable[[Bench], bool]] = {
     "linear": is_linear_right,
     "norm": is_norm_right,
@@ -233,6 +270,7 @@ TESTS: dict[str, Callable[[Bench], bool]] = {
     "embed": is_embed_right,
     "add": is_add_right,
     "attention": is_attention_right,
+    "sampling": is_sampling_right,
 }
 
 
