@@ -1,9 +1,9 @@
 // Attention to cached keys and values, for single tokens and for chunks alike.
 //
-// The queries of a row that share a KV head (tokens x query heads of the group) are cut into tiles. A tile visits its keys
-// a few panels at a time and keeps, for each query, the largest score, the sum of the weights and the weighted sum of the
-// values. That starts anew in each partition of the keys, and partitions are combined in their order. So a query's result
-// is the same whatever tile it is in, and whether one thread or several visit its partitions.
+// The queries of a row that share a KV head (tokens x query heads of the group) are cut into tiles. A tile visits its
+// keys a few panels at a time and keeps, for each query, the largest score, the sum of the weights and the weighted sum
+// of the values. That starts anew in each partition of the keys, and partitions are combined in their order. So the
+// result of a query is the same whatever tile it is in, and whether one thread or several visit its partitions.
 #pragma once
 #include <atomic>
 #include <cstdlib>

@@ -1,7 +1,9 @@
 // Keys and values of one layer in blocks, in the panels that attention multiplies, and the operation that fills them.
 //
-// Each KV head of a block has its keys, then its values, both in panels of kPanel tokens: keys as [width / step][kPanel]
-// [step], values as [kPanel / step][width][step], where `width` is the padded head size and `step` that of Packing.
+// Each KV head of a block has its keys, then its values, both in panels of kPanel tokens:
+//   keys   [width / step][kPanel][step]
+//   values [kPanel / step][width][step]
+// where `width` is the padded head size and `step` that of Packing.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -40,7 +42,9 @@ inline void find_first_tokens(const Rows& rows, std::vector<int64_t>& first) {
   for (int64_t i = 0; i < rows.num_rows; ++i) first.push_back(first.back() + rows.num_tokens[i]);
 }
 
-inline const int64_t* table_of(const Rows& rows, int64_t row) { return rows.tables + rows.slots[row] * rows.table_stride; }
+inline const int64_t* table_of(const Rows& rows, int64_t row) {
+  return rows.tables + rows.slots[row] * rows.table_stride;
+}
 
 // Normalises and rotates queries and keys, and writes keys and values to the cache.
 template <class E> class Write : public Op {
