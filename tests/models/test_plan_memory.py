@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from memory_worker import measure_ranks
 from tgis_cli.machine import Machine, probe_machine
 from tgis_cli.model_files.download.remote_headers import write_converted_header
 from tgis_cli.plan.fit import fit_shards
-from tgis_server.engines.native.door import inspect
+from tgis_server.engines.native.door import describe_cpu_ops, inspect
 from tgis_server.engines.native.memory import PACKING_FLAGS, cpu_packs
 from tgis_server.engines.native.ops.linear import can_prepack
 from tiny import BASE, make_run
@@ -45,6 +47,7 @@ def test_weights_and_kv_cache_are_predicted_within_5_percent(
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": is_tied}))
     write_converted_header(tmp_path)  # zeros fill memory like any other weights
     run = make_run(tmp_path, tmp_path, dtype=dtype, num_shard=num_shard, kv_cache_memory=KV_BYTES)
+    run = replace(run, cpu_ops=describe_cpu_ops("auto", dtype, os.environ).kernels or "reference")
 
     fit = fit_shards(run, machine, inspect(tmp_path, num_shard).sizes)
     measured = measure_ranks(run)

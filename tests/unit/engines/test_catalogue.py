@@ -33,9 +33,10 @@ from tgis_server.engines.catalogue import (
 )
 from tgis_server.engines.door import Door, ModelSummary
 from tgis_server.engines.load import load_runner
+from tgis_server.engines.native.memory import MAX_PRIMITIVES, PRIMITIVE_BYTES
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import Length
-from tgis_server.options import load_config
+from tgis_server.options import ServeConfig, load_config
 from tgis_server.run import Run
 from tgis_server.threads import Threads
 
@@ -213,6 +214,22 @@ def test_headers_give_dtype_and_sizes_for_any_number_of_shards(tmp_path: Path) -
     memory = sizes.rank_memory(make_run(tmp_path, num_shard=2, dtype="float32", device="cuda"), 1)
     assert memory.weight_bytes == sizes.weight_bytes(1, 2, "float32") < sizes.weight_bytes(0, 1, "float32")
     assert memory.kv_bytes_per_token == sizes.kv_bytes_per_token(1, 2, "float32")
+
+
+def test_compiled_operations_pad_small_blocks_compute_in_float32_and_keep_no_primitives(tmp_path: Path) -> None:
+    write_converted_header(model_with(tmp_path, **LLAMA))
+    sizes = NATIVE.door.inspect(tmp_path, 1).sizes
+    assert sizes is not None
+    facts: dict[str, Any] = {"device": "cpu", "num_shard": 1, "config": ServeConfig(kv_block_size=8)}
+    in_float32, in_bf16, torchs = (
+        sizes.rank_memory(make_run(tmp_path, **facts, dtype=dtype, cpu_ops=cpu_ops), 0)
+        for dtype, cpu_ops in (("float32", "avx2"), ("bfloat16", "avx2"), ("float32", "reference"))
+    )
+
+    assert in_float32.step_bytes == in_bf16.step_bytes == torchs.step_bytes - MAX_PRIMITIVES * PRIMITIVE_BYTES
+    assert in_float32.kv_bytes_per_token == 2 * in_bf16.kv_bytes_per_token
+    assert in_float32.kv_bytes_per_token == 2 * torchs.kv_bytes_per_token  # a panel has 16 tokens
+    assert in_float32.weight_bytes == torchs.weight_bytes == 2 * in_bf16.weight_bytes
 
 
 @pytest.mark.parametrize("ask", [NATIVE.door.summarize, NATIVE.door.inspect])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -67,6 +67,7 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
 
     # 3. Weights
     ops, why_slower = select_ops(device, dtype, run.config.cpu_ops, progress, run.run_dir)
+    memory = rank_memory(replace(run, cpu_ops=ops.kernels or "reference"), checkpoint, rank)  # until now, as foreseen
     progress(PHASE, 0, 0)
     weights = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
     _return_freed_memory()

@@ -31,6 +31,7 @@ SHORTEST_SEQUENCE = 2  # one prompt token and one output token
 MAX_PRIMITIVES = 64
 PRIMITIVE_BYTES = 3 << 19  # including fragmentation in the C library's allocator
 
+PANEL = 16  # kPanel of ops/cpu/csrc/cache.h
 GATHERED_BYTES = 256 << 20  # attention's copies of keys and values, and its masks
 
 # oneDNN can pack linear weights of a dtype if the CPU has all flags of any of these sets; torch makes the same check
@@ -94,14 +95,15 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int, *, packs_weights: b
             operations always do.
     """
     config, spec = run.config, checkpoint.spec
-    is_compiled = run.cpu_ops not in ("", "reference")
+    is_compiled = run.device == "cpu" and run.cpu_ops not in ("", "reference")
     may_pack = cpu_packs(run.dtype) if packs_weights is None else packs_weights
     is_packed = run.device == "cpu" and (is_compiled or may_pack)
-    # Compiled operations keep most of a step in float32. A node that packs weights may also have those.
-    has_float32_steps = run.device == "cpu" and (is_compiled or packs_weights is True)
+    # Compiled operations keep most of a step in float32, and pad keys and values. A node of which nothing is known may
+    # have them too.
+    may_be_compiled = is_compiled or (run.device == "cpu" and packs_weights is True)
     request = MemoryRequest(
         device=run.device,
-        block_bytes=checkpoint.kv_bytes_per_token(rank, run.dtype) * config.kv_block_size,
+        block_bytes=block_bytes(checkpoint, rank, run.dtype, config.kv_block_size, PANEL if may_be_compiled else 1),
         block_size=config.kv_block_size,
         max_sequence_length=run.max_sequence_length,
         is_explicit=run.is_max_sequence_length_explicit,
@@ -116,7 +118,7 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int, *, packs_weights: b
         intermediate_size=spec.intermediate_size // run.num_shard,
         qkv_size=(spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim // run.num_shard,
         vocab_size=spec.vocab_size,
-        item_bytes=ITEM_BYTES["float32" if has_float32_steps else run.dtype],
+        item_bytes=ITEM_BYTES["float32" if may_be_compiled else run.dtype],
     )
     weights = checkpoint.weight_bytes(rank, run.dtype) + (head_copy_bytes(spec, run) if is_packed else 0)
     return RankMemory(
@@ -126,6 +128,17 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int, *, packs_weights: b
         request=request,
         gpu_share=config.cuda_process_memory_fraction,
     )
+
+
+def block_bytes(checkpoint: Checkpoint, rank: int, dtype: str, block_size: int, multiple: int) -> int:
+    """Size of a block of keys and values in all layers, whose tokens and head size are padded to a multiple."""
+    head_dim = checkpoint.spec.head_dim
+    element_bytes = checkpoint.kv_bytes_per_token(rank, dtype) // head_dim
+    return element_bytes * round_up(head_dim, multiple) * round_up(block_size, multiple)
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def head_copy_bytes(spec: DecoderSpec, run: Run) -> int:
