@@ -246,7 +246,7 @@ def is_sampling_right(bench: Bench) -> bool:
     values = (address(rows), len(rows), scores.shape[1], address(scores), scores.shape[1], 0, 0, 0, *places, 0, 0, 0)
     arguments = np.array(values, np.int64)  # each field of SamplingArgs has as many bits
     bench.library.tgis_sample(ctypes.c_void_p(bench.kernels), ctypes.c_void_p(address(arguments)), NUM_THREADS)
-    return (
+    return bool(
         ids.tolist() == [*best, given]
         and is_finite.all()
         and ranks[0] == rank
