@@ -53,15 +53,15 @@ def test_a_preempted_sequence_resumes_where_it_stopped(
 
 def test_blocks_and_slots_are_reused(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:
     tiny = model("llama")
-    started = driver(tiny, kv_cache_memory=40 * 8 * 3 * 2 * 2 * 16 * 4)
-    assert started.runner.capacity.num_blocks == 40
+    started = driver(tiny, kv_block_size=16, kv_cache_memory=20 * 16 * 3 * 2 * 2 * 16 * 4)
+    assert started.runner.capacity.num_blocks == 20
     for seed in range(6):
         prompt = prompt_of(50, seed)
         job = Job(prompt, 10)
 
         ours = started.run([job, Job(prompt_of(20, seed + 10), 4)])[0]
 
-        started.free_blocks = list(range(40))
+        started.free_blocks = list(range(20))
         assert_same_tokens(tiny.oracle, prompt, ours, tiny.expected(prompt, 10))
 
 

@@ -229,7 +229,8 @@ def test_an_inferred_length_is_lowered_until_it_fits(
         model("llama"),
         max_sequence_length=100_000,
         is_max_sequence_length_explicit=False,
-        kv_cache_memory=20 * 8 * 3 * 2 * 2 * 16 * 4,
+        kv_block_size=16,
+        kv_cache_memory=160 * 3 * 2 * 2 * 16 * 4,
     )
 
     assert started.runner.capacity.max_sequence_length == 160
@@ -240,7 +241,7 @@ def test_an_explicit_length_that_does_not_fit_is_refused(
     model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     with pytest.raises(NotEnoughDevices, match="--max-sequence-length 160"):
-        driver(model("llama"), max_sequence_length=100_000, kv_cache_memory=20 * 8 * 3 * 2 * 2 * 16 * 4)
+        driver(model("llama"), max_sequence_length=100_000, kv_block_size=16, kv_cache_memory=160 * 3 * 2 * 2 * 16 * 4)
 
 
 def test_prepacking_does_not_change_tokens(
