@@ -9,7 +9,7 @@ namespace tgis::TGIS_ISA {
 
 // Work is divided into pieces whose weights, or whose rows, fit well into half of a core's second-level cache.
 constexpr int64_t kWeightPiece = 96 << 10, kRowPiece = 384 << 10;
-constexpr int64_t kAhead = 2048;  // bytes prefetched while weights stream from memory
+constexpr int64_t kAhead = 4096;  // bytes prefetched while weights stream from memory
 
 template <class E> int64_t block_elements(int64_t num_inputs) {
   return round_up(num_inputs, Packing<E>::kStep) * kColumns;

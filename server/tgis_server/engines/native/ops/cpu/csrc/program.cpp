@@ -6,8 +6,11 @@
 namespace tgis {
 namespace {
 
-struct alignas(64) Counter {
+// The items of one operation that a thread takes first, one after another, so that it reads memory in order. Then it
+// takes those of other threads: one core is often slower than another.
+struct alignas(64) Share {
   std::atomic<int64_t> next{0};
+  int64_t end = 0;
 };
 
 std::vector<const Kernels*>& registered() {
@@ -28,21 +31,26 @@ Team& team_of(int size) {
 Registration::Registration(const Kernels& kernels) { registered().push_back(&kernels); }
 
 void run(Program& program, int64_t first, int64_t last, const Step& step, Team& team) {
-  static std::vector<Counter> counters;  // used by one program at a time
-  static std::vector<int64_t> num_items;
-  if (counters.size() < program.ops.size()) counters = std::vector<Counter>(program.ops.size());
-  num_items.resize(program.ops.size());
-  for (int64_t i = first; i < last; ++i) {
-    counters[i].next.store(0, std::memory_order_relaxed);
-    num_items[i] = program.ops[i]->begin(step);
+  static std::vector<Share> shares;  // by operation, then thread; used by one program at a time
+  int64_t size = team.size(), num_ops = last - first;
+  if (int64_t(shares.size()) < num_ops * size) shares = std::vector<Share>(num_ops * size);
+  for (int64_t i = 0; i < num_ops; ++i) {
+    int64_t num_items = program.ops[first + i]->begin(step);
+    for (int64_t thread = 0; thread < size; ++thread) {
+      Share& share = shares[i * size + thread];
+      share.next.store(num_items * thread / size, std::memory_order_relaxed);
+      share.end = num_items * (thread + 1) / size;
+    }
   }
   team.run([&](int thread) {
-    for (int64_t i = first; i < last; ++i) {
-      if (num_items[i] == 0) continue;
-      Op& op = *program.ops[i];
-      for (int64_t item; (item = counters[i].next.fetch_add(1, std::memory_order_relaxed)) < num_items[i];)
-        op.run(step, item, thread);
-      if (i + 1 < last) team.barrier();
+    for (int64_t i = 0; i < num_ops; ++i) {
+      if (shares[(i + 1) * size - 1].end == 0) continue;
+      for (int64_t other = 0; other < size; ++other) {
+        Share& share = shares[i * size + (thread + other) % size];
+        for (int64_t item; (item = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+          program.ops[first + i]->run(step, item, thread);
+      }
+      if (i + 1 < num_ops) team.barrier();
     }
   });
 }
