@@ -305,5 +305,8 @@ class Ops(Protocol):
         ...
 
     def logits(self, hidden: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-        """(rows, hidden) -> (rows, this rank's vocabulary) in the model's dtype or float32."""
+        """(rows, hidden) -> (rows, this rank's vocabulary) in the model's dtype or float32.
+
+        The caller may change the tensor; the next call may overwrite it.
+        """
         ...

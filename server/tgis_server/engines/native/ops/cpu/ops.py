@@ -199,7 +199,7 @@ class CpuOps:
             run = Captured(self, lambda x, _: self.linear(x, weight, bias, None), self._head_arena)
             self._heads[weight] = run
         logits: Tensor = self._heads[weight](hidden, None)
-        return logits.clone()  # the next step's are computed in the same place
+        return logits
 
     def norm(self, norm: CpuNorm, x: Any) -> Any:
         if isinstance(x, Tensor):
