@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from implementations import COMPILED, REFERENCE, make_ops
+from implementations import COMPILED, REFERENCE, load_library, make_ops
 from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, Ops, StepRows, WeightPart
+from tgis_server.engines.native.ops.cpu.ops import CpuOps
 
 WIDTH, NUM_OUTPUTS = 71, 45
 NUM_TOKENS = [1, 5, 13, 200]
@@ -180,3 +182,11 @@ def test_a_function_outside_the_operations_sees_what_they_computed(name: str) ->
         x = torch.full((2, 3), value)
         assert torch.equal(captured(Two(x, x), None), 5 * x)
         assert torch.equal(seen[-1], 2 * x)
+
+
+def test_weights_need_no_huge_pages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 1 << 20)  # unknown to the kernel, as huge pages are to some
+    ops = CpuOps(load_library(name), name, torch.float32)
+    weight, x = random(NUM_OUTPUTS, WIDTH), random(3, WIDTH)
+
+    assert_close(ops.linear(x, ops.pack(WeightPart.plain(weight)), None, None), x @ weight.T)

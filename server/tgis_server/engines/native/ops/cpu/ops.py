@@ -6,6 +6,7 @@ call per step. Called with tensors instead, an operation is recorded and run at 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -73,7 +74,7 @@ class WeightMemory:
 def map_huge(num_bytes: int) -> mmap.mmap:
     """Zero bytes that begin within a huge page of the address; the kernel provides pages when they are used."""
     pages = mmap.mmap(-1, num_bytes + HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    with contextlib.suppress(OSError):  # this kernel was built without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
     return pages
 
