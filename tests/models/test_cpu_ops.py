@@ -16,7 +16,7 @@ from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, H
 from tgis_server.engines.native.ops.cpu.ops import CpuOps
 
 WIDTH, NUM_OUTPUTS = 71, 45
-NUM_TOKENS = [1, 5, 13, 200]
+NUM_TOKENS = [0, 1, 5, 13, 200]
 
 pytestmark = pytest.mark.parametrize("name", COMPILED)
 

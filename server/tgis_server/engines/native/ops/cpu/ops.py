@@ -542,7 +542,7 @@ class Captured:
         def view(value: Value) -> Tensor:
             start, stride = offsets[value.buffer], program.row_bytes[value.buffer]
             whole = memory[start : start + num_tokens * stride].view(value.dtype)
-            return whole.view(num_tokens, -1)[:, : value.width]
+            return whole.view(num_tokens, stride // value.dtype.itemsize)[:, : value.width]
 
         self.given = []
         sources = iter([leaf for leaf in leaves if isinstance(leaf, Tensor | CpuPlan)])
