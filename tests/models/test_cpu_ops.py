@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +146,12 @@ class Two:
     y: Tensor
 
 
+@dataclass(frozen=True)
+class Attention:
+    qkv: Tensor
+    plan: Any
+
+
 def test_a_captured_function_runs_with_any_number_of_tokens(name: str) -> None:
     ops = make_ops(name)
     weight = ops.pack(WeightPart.plain(random(WIDTH, WIDTH)))
@@ -190,3 +197,22 @@ def test_weights_need_no_huge_pages(name: str, monkeypatch: pytest.MonkeyPatch) 
     weight, x = random(NUM_OUTPUTS, WIDTH), random(3, WIDTH)
 
     assert_close(ops.linear(x, ops.pack(WeightPart.plain(weight)), None, None), x @ weight.T)
+
+
+def test_a_program_is_not_taken_for_one_of_a_later_cache(name: str) -> None:
+    ops, heads = make_ops(name), Heads(num_heads=1, num_kv_heads=1, head_dim=16, rotary_dim=0)
+    modifiers, qkv = AttentionModifiers(1.0), random(3, 48)
+    now = rows_of(np.array([0]), np.array([3]), torch.tensor([[0]]))
+
+    def attend(inputs: Attention, cache: Any) -> Tensor:
+        prepared = ops.prepare_qkv(inputs.qkv, heads, None, None, cache, 0, inputs.plan)
+        return ops.attend(prepared, heads, cache, 0, inputs.plan, modifiers)
+
+    captured = ops.capture(attend)
+
+    cache = ops.make_cache(CacheShape(1, 1, 16, heads))
+    captured(Attention(qkv, ops.plan_attention(now, cache, [modifiers])), cache)
+    first = weakref.ref(cache)
+    del cache
+
+    assert first() is not None, "its id, by which its program is found, is free for another"

@@ -505,6 +505,7 @@ class Captured:
 
     def _record(self, inputs: Any, leaves: list[Any], cache: Any) -> tuple[Program, list[Value], Value | None]:
         recording = Recording()
+        recording.kept.append(cache)  # while the program lives, no other cache has its id
         given: list[Value] = []
         places: list[Any] = []
         num_plans = 0
@@ -531,6 +532,7 @@ class Captured:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         plans = [leaf for leaf in leaves if isinstance(leaf, CpuPlan)]
         num_tokens = len(tensors[0])
+        self.given = []  # views of the arena, which may have to grow
         memory = self._arena.reserve(sum(program.row_bytes) * num_tokens)
         buffers = (interface.Buffer * len(program.row_bytes))()
         address, offset, offsets = memory.data_ptr(), 0, []
@@ -544,7 +546,6 @@ class Captured:
             whole = memory[start : start + num_tokens * stride].view(value.dtype)
             return whole.view(num_tokens, stride // value.dtype.itemsize)[:, : value.width]
 
-        self.given = []
         sources = iter([leaf for leaf in leaves if isinstance(leaf, Tensor | CpuPlan)])
         values = iter(given)
         for source in sources:
