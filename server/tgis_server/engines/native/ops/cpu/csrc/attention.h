@@ -196,7 +196,7 @@ template <class E> class Attend : public Op {
   std::vector<Unit> units_;
   std::vector<Split> splits_;
   std::vector<std::atomic<int64_t>> num_left_;  // parts of each split and KV head that have not been visited
-  Scratch states_;
+  static inline Scratch states_;  // of all layers, which attend one after another
 };
 
 // One tile for one KV head.
