@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from implementations import COMPILED, REFERENCE, load_library, make_ops
+from tgis_server.engines.native.loading import agree_on_ops
 from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, Ops, StepRows, WeightPart
 from tgis_server.engines.native.ops.cpu.ops import CpuOps
+from tgis_server.engines.native.parallel import SoloGroup
 
 WIDTH, NUM_OUTPUTS = 71, 45
 NUM_TOKENS = [0, 1, 5, 13, 200]
@@ -216,3 +218,19 @@ def test_a_program_is_not_taken_for_one_of_a_later_cache(name: str) -> None:
     del cache
 
     assert first() is not None, "its id, by which its program is found, is free for another"
+
+
+class AnotherRankHasTorchOps(SoloGroup):
+    def smallest(self, value: int) -> int:
+        return 0
+
+
+def test_a_rank_without_compiled_operations_keeps_the_others_from_them(name: str) -> None:
+    """What ranks exchange would differ in its dtype."""
+    ops = make_ops(name, torch.bfloat16)
+
+    agreed, why = agree_on_ops(AnotherRankHasTorchOps(), ops, "", torch.bfloat16)
+
+    assert agreed.kernels == ""
+    assert why == "The slower torch operations serve: another shard lacks the compiled ones."
+    assert agree_on_ops(SoloGroup(), ops, "", torch.bfloat16) == (ops, "")
