@@ -96,7 +96,7 @@ template <class E> class Attend : public Op {
     return int64_t(units_.size()) * a_.cache.num_kv_heads;
   }
 
-  void run(const Step& step, int64_t item, int) override {
+  void run(const Step& step, int64_t item) override {
     static thread_local Scratch scratch;
     const Unit& unit = units_[item / a_.cache.num_kv_heads];
     int64_t kv_head = item % a_.cache.num_kv_heads, state_size = kTileQueries * state_stride_;
