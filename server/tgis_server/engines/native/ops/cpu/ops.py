@@ -556,6 +556,7 @@ class Captured:
             if tensor.is_floating_point():
                 self.given.append((tensor, view(value).copy_(tensor)))
             else:
+                assert tensor.is_contiguous()
                 buffers[value.buffer].data = tensor.data_ptr()
         rows = (interface.Rows * max(1, len(plans)))(*(plan.rows for plan in plans))
         program.run(num_tokens, buffers, rows, view)
