@@ -98,16 +98,19 @@ def test_embeddings_equal_torchs(name: str) -> None:
 
 @pytest.mark.parametrize("head_dim", [18, 32, 64, 80, 128, 256])
 @pytest.mark.parametrize("num_heads", [1, 3, 16])
-def test_heads_of_any_size_and_number_attend_alike(name: str, head_dim: int, num_heads: int) -> None:
-    """Queries of a chunk with cached keys, and a single token of another row."""
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_heads_of_any_size_and_number_attend_alike(
+    name: str, head_dim: int, num_heads: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Queries of a chunk with cached keys, and a single token of another row; torch computes in float32."""
     heads = Heads(num_heads=2 * num_heads, num_kv_heads=2, head_dim=head_dim, rotary_dim=head_dim)
     modifiers = AttentionModifiers(head_dim**-0.5)
     starts, counts = np.array([70, 3]), np.array([1, 30])
     tables = torch.tensor([[4, 1, 0, 5, 2], [6, 3, 7, 0, 0]])
     earlier = random(73, 4 * head_dim)
-    qkv, rotation = random(31, (2 * num_heads + 4) * head_dim), random(100, 2, head_dim)
+    qkv, rotation = random(31, (2 * num_heads + 4) * head_dim), random(100, 2, head_dim, dtype=dtype)
 
-    def attend(ops: Ops) -> Tensor:
+    def attend(ops: Ops, rotation: Tensor) -> Tensor:
         cache = ops.make_cache(CacheShape(1, 8, 16, heads))
         before = rows_of(np.array([0, 0]), starts, tables)
         ops.write_keys_values(earlier, cache, 0, ops.plan_attention(before, cache, []))
@@ -117,7 +120,7 @@ def test_heads_of_any_size_and_number_attend_alike(name: str, head_dim: int, num
         prepared = ops.prepare_qkv(qkv.clone(), heads, turn, None, cache, 0, plan)
         return ops.attend(prepared, heads, cache, 0, plan, modifiers)
 
-    assert_close(attend(make_ops(name)), attend(make_ops(REFERENCE)), 1e-4)
+    assert_close(attend(make_ops(name, dtype), rotation), attend(make_ops(REFERENCE), rotation.float()), tolerance)
 
 
 def rows_of(starts: np.ndarray, counts: np.ndarray, tables: Tensor) -> StepRows:
