@@ -98,7 +98,7 @@ def test_embeddings_equal_torchs(name: str) -> None:
 
 @pytest.mark.parametrize("head_dim", [18, 32, 64, 80, 128, 256])
 @pytest.mark.parametrize("num_heads", [1, 3, 16])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 4e-2)])
 def test_heads_of_any_size_and_number_attend_alike(
     name: str, head_dim: int, num_heads: int, dtype: torch.dtype, tolerance: float
 ) -> None:
