@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from implementations import COMPILED, REFERENCE, make_ops
+from implementations import COMPILED, REFERENCE, load_library, make_ops
+from tgis_server.engines.native.loading import agree_on_ops
 from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, Ops, StepRows, WeightPart
+from tgis_server.engines.native.ops.cpu.ops import CpuOps
+from tgis_server.engines.native.parallel import SoloGroup
 
 WIDTH, NUM_OUTPUTS = 71, 45
-NUM_TOKENS = [1, 5, 13, 200]
+NUM_TOKENS = [0, 1, 5, 13, 200]
 
 pytestmark = pytest.mark.parametrize("name", COMPILED)
 
@@ -93,16 +98,19 @@ def test_embeddings_equal_torchs(name: str) -> None:
 
 @pytest.mark.parametrize("head_dim", [18, 32, 64, 80, 128, 256])
 @pytest.mark.parametrize("num_heads", [1, 3, 16])
-def test_heads_of_any_size_and_number_attend_alike(name: str, head_dim: int, num_heads: int) -> None:
-    """Queries of a chunk with cached keys, and a single token of another row."""
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 4e-2)])
+def test_heads_of_any_size_and_number_attend_alike(
+    name: str, head_dim: int, num_heads: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Queries of a chunk with cached keys, and a single token of another row; torch computes in float32."""
     heads = Heads(num_heads=2 * num_heads, num_kv_heads=2, head_dim=head_dim, rotary_dim=head_dim)
     modifiers = AttentionModifiers(head_dim**-0.5)
     starts, counts = np.array([70, 3]), np.array([1, 30])
     tables = torch.tensor([[4, 1, 0, 5, 2], [6, 3, 7, 0, 0]])
     earlier = random(73, 4 * head_dim)
-    qkv, rotation = random(31, (2 * num_heads + 4) * head_dim), random(100, 2, head_dim)
+    qkv, rotation = random(31, (2 * num_heads + 4) * head_dim), random(100, 2, head_dim, dtype=dtype)
 
-    def attend(ops: Ops) -> Tensor:
+    def attend(ops: Ops, rotation: Tensor) -> Tensor:
         cache = ops.make_cache(CacheShape(1, 8, 16, heads))
         before = rows_of(np.array([0, 0]), starts, tables)
         ops.write_keys_values(earlier, cache, 0, ops.plan_attention(before, cache, []))
@@ -112,7 +120,7 @@ def test_heads_of_any_size_and_number_attend_alike(name: str, head_dim: int, num
         prepared = ops.prepare_qkv(qkv.clone(), heads, turn, None, cache, 0, plan)
         return ops.attend(prepared, heads, cache, 0, plan, modifiers)
 
-    assert_close(attend(make_ops(name)), attend(make_ops(REFERENCE)), 1e-4)
+    assert_close(attend(make_ops(name, dtype), rotation), attend(make_ops(REFERENCE), rotation.float()), tolerance)
 
 
 def rows_of(starts: np.ndarray, counts: np.ndarray, tables: Tensor) -> StepRows:
@@ -141,6 +149,12 @@ def test_what_is_not_finite_stays_so(name: str, dtype: torch.dtype) -> None:
 class Two:
     x: Tensor
     y: Tensor
+
+
+@dataclass(frozen=True)
+class Attention:
+    qkv: Tensor
+    plan: Any
 
 
 def test_a_captured_function_runs_with_any_number_of_tokens(name: str) -> None:
@@ -180,3 +194,46 @@ def test_a_function_outside_the_operations_sees_what_they_computed(name: str) ->
         x = torch.full((2, 3), value)
         assert torch.equal(captured(Two(x, x), None), 5 * x)
         assert torch.equal(seen[-1], 2 * x)
+
+
+def test_weights_need_no_huge_pages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 1 << 20)  # unknown to the kernel, as huge pages are to some
+    ops = CpuOps(load_library(name), name, torch.float32)
+    weight, x = random(NUM_OUTPUTS, WIDTH), random(3, WIDTH)
+
+    assert_close(ops.linear(x, ops.pack(WeightPart.plain(weight)), None, None), x @ weight.T)
+
+
+def test_a_program_is_not_taken_for_one_of_a_later_cache(name: str) -> None:
+    ops, heads = make_ops(name), Heads(num_heads=1, num_kv_heads=1, head_dim=16, rotary_dim=0)
+    modifiers, qkv = AttentionModifiers(1.0), random(3, 48)
+    now = rows_of(np.array([0]), np.array([3]), torch.tensor([[0]]))
+
+    def attend(inputs: Attention, cache: Any) -> Tensor:
+        prepared = ops.prepare_qkv(inputs.qkv, heads, None, None, cache, 0, inputs.plan)
+        return ops.attend(prepared, heads, cache, 0, inputs.plan, modifiers)
+
+    captured = ops.capture(attend)
+
+    cache = ops.make_cache(CacheShape(1, 1, 16, heads))
+    captured(Attention(qkv, ops.plan_attention(now, cache, [modifiers])), cache)
+    first = weakref.ref(cache)
+    del cache
+
+    assert first() is not None, "its id, by which its program is found, is free for another"
+
+
+class AnotherRankHasTorchOps(SoloGroup):
+    def smallest(self, value: int) -> int:
+        return 0
+
+
+def test_a_rank_without_compiled_operations_keeps_the_others_from_them(name: str) -> None:
+    """What ranks exchange would differ in its dtype."""
+    ops = make_ops(name, torch.bfloat16)
+
+    agreed, why = agree_on_ops(AnotherRankHasTorchOps(), ops, "", torch.bfloat16)
+
+    assert agreed.kernels == ""
+    assert why == "The slower torch operations serve: another shard lacks the compiled ones."
+    assert agree_on_ops(SoloGroup(), ops, "", torch.bfloat16) == (ops, "")

@@ -200,6 +200,7 @@ def test_the_torch_operations_serve_if_all_kernels_fail(tmp_path: Path):
     ("verdict", "found"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+        ("os.abort()", "killed by SIGABRT"),
         ("sys.exit('no memory')", "no memory"),
     ],
 )

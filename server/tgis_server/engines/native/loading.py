@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tgis_server.engines.api import Capacity, ModelFacts, Progress
-from tgis_server.engines.door import KvBudget
+from tgis_server.engines.door import CpuOps, KvBudget
 from tgis_server.engines.native.checkpoint.inspect import inspect_checkpoint
 from tgis_server.engines.native.checkpoint.read import PHASE, read_parameters
 from tgis_server.engines.native.families import ALL_FAMILIES, read_spec
@@ -19,6 +19,7 @@ from tgis_server.engines.native.models.encoder_decoder import EncoderDecoder
 from tgis_server.engines.native.models.rope_table import build_table, find_rope_border
 from tgis_server.engines.native.ops import select_ops
 from tgis_server.engines.native.ops.api import Cache, CacheShape, Ops
+from tgis_server.engines.native.ops.reference import TorchOps
 from tgis_server.engines.native.parallel import Group, ShardGroup, SoloGroup
 from tgis_server.engines.native.spec import DecoderSpec, EncoderDecoderSpec
 from tgis_server.host import cgroup
@@ -66,7 +67,8 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
         group = ShardGroup.join(run.rendezvous_file, rank, run.num_shard, device, timeout_s)
 
     # 3. Weights
-    ops, why_slower = select_ops(device, dtype, run.config.cpu_ops, progress, run.run_dir)
+    found = select_ops(device, dtype, run.config.cpu_ops, progress, run.run_dir)
+    ops, why_slower = agree_on_ops(group, *found, dtype)
     memory = rank_memory(replace(run, cpu_ops=ops.kernels or "reference"), checkpoint, rank)  # until now, as foreseen
     progress(PHASE, 0, 0)
     weights = pack_weights(spec, read_parameters(checkpoint, rank, dtype, device, progress), ops)
@@ -108,6 +110,14 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
         facts=facts,
         rope_border=find_rope_border(spec.rope, budget.max_sequence_length),
     )
+
+
+def agree_on_ops(group: Group, ops: Ops, why_slower: str, dtype: torch.dtype) -> tuple[Ops, str]:
+    """The compiled operations, unless a rank lacks them: they add up float32 tensors, torch's those of the dtype."""
+    if group.smallest(int(bool(ops.kernels))) or not ops.kernels:
+        return ops, why_slower
+    why = CpuOps("reference", "", "another shard lacks the compiled ones")
+    return TorchOps(torch.device("cpu"), dtype), why.sentence
 
 
 def _free_bytes(run: Run) -> int:

@@ -282,7 +282,8 @@ class Decoder(Stack):
             hidden: (rows, hidden_size); the same rows on every rank.
 
         Returns:
-            (rows, vocab_size) float32 on rank 0, ``None`` elsewhere. The caller may modify the tensor.
+            (rows, vocab_size) float32 on rank 0, ``None`` elsewhere. The caller may modify the tensor; the next call
+            may overwrite it.
         """
         parts = self._group.collect(self._ops.logits(hidden, self._head, self._head_bias))
         if parts is None:

@@ -6,6 +6,7 @@ call per step. Called with tensors instead, an operation is recorded and run at 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -73,7 +74,7 @@ class WeightMemory:
 def map_huge(num_bytes: int) -> mmap.mmap:
     """Zero bytes that begin within a huge page of the address; the kernel provides pages when they are used."""
     pages = mmap.mmap(-1, num_bytes + HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    with contextlib.suppress(OSError):  # this kernel was built without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
     return pages
 
@@ -504,6 +505,7 @@ class Captured:
 
     def _record(self, inputs: Any, leaves: list[Any], cache: Any) -> tuple[Program, list[Value], Value | None]:
         recording = Recording()
+        recording.kept.append(cache)  # while the program lives, no other cache has its id
         given: list[Value] = []
         places: list[Any] = []
         num_plans = 0
@@ -530,6 +532,7 @@ class Captured:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         plans = [leaf for leaf in leaves if isinstance(leaf, CpuPlan)]
         num_tokens = len(tensors[0])
+        self.given = []  # views of the arena, which may have to grow
         memory = self._arena.reserve(sum(program.row_bytes) * num_tokens)
         buffers = (interface.Buffer * len(program.row_bytes))()
         address, offset, offsets = memory.data_ptr(), 0, []
@@ -541,9 +544,8 @@ class Captured:
         def view(value: Value) -> Tensor:
             start, stride = offsets[value.buffer], program.row_bytes[value.buffer]
             whole = memory[start : start + num_tokens * stride].view(value.dtype)
-            return whole.view(num_tokens, -1)[:, : value.width]
+            return whole.view(num_tokens, stride // value.dtype.itemsize)[:, : value.width]
 
-        self.given = []
         sources = iter([leaf for leaf in leaves if isinstance(leaf, Tensor | CpuPlan)])
         values = iter(given)
         for source in sources:
@@ -554,6 +556,7 @@ class Captured:
             if tensor.is_floating_point():
                 self.given.append((tensor, view(value).copy_(tensor)))
             else:
+                assert tensor.is_contiguous()
                 buffers[value.buffer].data = tensor.data_ptr()
         rows = (interface.Rows * max(1, len(plans)))(*(plan.rows for plan in plans))
         program.run(num_tokens, buffers, rows, view)

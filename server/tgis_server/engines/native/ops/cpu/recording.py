@@ -20,7 +20,6 @@ from tgis_server.engines.native.ops.cpu.interface import COLUMNS
 
 CACHE_LINE = 64
 PAGE = 4096  # rows that are a multiple of it apart would compete for the same lines of the first-level cache
-MIN_ROWS = 64  # the arena grows in powers of two, beginning with as many tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -169,7 +168,7 @@ def assign(value: Value, free: list[int], row_bytes: list[int]) -> None:
 
 
 class Arena:
-    """Memory for the buffers of one step at a time, shared by all programs."""
+    """Memory for the buffers of one step at a time, shared by programs. It grows to what the largest step needs."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)

@@ -96,7 +96,7 @@ template <class E> class Attend : public Op {
     return int64_t(units_.size()) * a_.cache.num_kv_heads;
   }
 
-  void run(const Step& step, int64_t item, int) override {
+  void run(const Step& step, int64_t item) override {
     static thread_local Scratch scratch;
     const Unit& unit = units_[item / a_.cache.num_kv_heads];
     int64_t kv_head = item % a_.cache.num_kv_heads, state_size = kTileQueries * state_stride_;
@@ -196,7 +196,7 @@ template <class E> class Attend : public Op {
   std::vector<Unit> units_;
   std::vector<Split> splits_;
   std::vector<std::atomic<int64_t>> num_left_;  // parts of each split and KV head that have not been visited
-  Scratch states_;
+  static inline Scratch states_;  // of all layers, which attend one after another
 };
 
 // One tile for one KV head.

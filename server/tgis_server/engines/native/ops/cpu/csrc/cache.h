@@ -57,7 +57,7 @@ template <class E> class Write : public Op {
     return (first_tokens_.back() + tokens_per_item_ - 1) / tokens_per_item_;
   }
 
-  void run(const Step& step, int64_t item, int) override {
+  void run(const Step& step, int64_t item) override {
     const Rows& rows = step.rows[a_.rows];
     int64_t end = cut(rows, std::min(first_tokens_.back(), (item + 1) * tokens_per_item_));
     int64_t t = cut(rows, item * tokens_per_item_);

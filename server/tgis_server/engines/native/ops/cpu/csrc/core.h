@@ -49,7 +49,7 @@ class Op {
  public:
   virtual ~Op() = default;
   virtual int64_t begin(const Step& step) = 0;  // returns the number of items
-  virtual void run(const Step& step, int64_t item, int thread) = 0;
+  virtual void run(const Step& step, int64_t item) = 0;
 };
 
 using OpPtr = std::unique_ptr<Op>;

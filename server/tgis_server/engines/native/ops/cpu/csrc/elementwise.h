@@ -33,7 +33,7 @@ template <class E, Activation kind> class Activate : public Op {
 
   int64_t begin(const Step& step) override { return num_items(step, a_.width); }
 
-  void run(const Step& step, int64_t item, int) override {
+  void run(const Step& step, int64_t item) override {
     for_tokens(step, a_.width, item, [&](int64_t t) {
       const float* x = step.buffers[a_.input].row<float>(t);
       Input<E>* out = step.buffers[a_.output].row<Input<E>>(t);
@@ -54,7 +54,7 @@ template <class E> class Add : public Op {
 
   int64_t begin(const Step& step) override { return num_items(step, a_.width); }
 
-  void run(const Step& step, int64_t item, int) override {
+  void run(const Step& step, int64_t item) override {
     for_tokens(step, a_.width, item, [&](int64_t t) {
       const float* x = step.buffers[a_.first].row<float>(t);
       const float* y = a_.second < 0 ? nullptr : step.buffers[a_.second].row<float>(t);
@@ -77,7 +77,7 @@ template <class E> class Embed : public Op {
 
   int64_t begin(const Step& step) override { return num_items(step, a_.width); }
 
-  void run(const Step& step, int64_t item, int) override {
+  void run(const Step& step, int64_t item) override {
     const int64_t* ids = reinterpret_cast<const int64_t*>(step.buffers[a_.ids].data);
     for_tokens(step, a_.width, item, [&](int64_t t) {
       int64_t line = ids[t] - a_.first_id;

@@ -50,7 +50,7 @@ template <class E> class Linear : public Op {
     return pieces_ * ((step.num_tokens + rows_per_item_ - 1) / rows_per_item_);
   }
 
-  void run(const Step& step, int64_t item, int) override {
+  void run(const Step& step, int64_t item) override {
     int64_t m0 = item / pieces_ * rows_per_item_, m1 = std::min(step.num_tokens, m0 + rows_per_item_);
     int64_t b0 = item % pieces_ * blocks_per_item_, b1 = std::min(num_blocks_, b0 + blocks_per_item_);
     const E* weight = static_cast<const E*>(a_.weight);

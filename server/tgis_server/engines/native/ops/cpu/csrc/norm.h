@@ -43,7 +43,7 @@ template <class E> class Norm : public Op {
     return (step.num_tokens + tokens_per_item_ - 1) / tokens_per_item_;
   }
 
-  void run(const Step& step, int64_t item, int) override {
+  void run(const Step& step, int64_t item) override {
     int64_t end = std::min(step.num_tokens, (item + 1) * tokens_per_item_);
     for (int64_t t = item * tokens_per_item_; t < end; ++t) {
       float* residual = step.buffers[a_.residual].row<float>(t);

@@ -1,9 +1,17 @@
-#include "program.h"
-
-#include <algorithm>
+// Programs: sequences of operations that a team runs in one call. And what Python calls.
 #include <cstring>
 
+#include "core.h"
+#include "team.h"
+
 namespace tgis {
+
+struct Program {
+  explicit Program(const Kernels& kernels) : kernels(kernels) {}
+  const Kernels& kernels;
+  std::vector<OpPtr> ops;
+};
+
 namespace {
 
 // The items of one operation that a thread takes first, one after another, so that it reads memory in order. Then it
@@ -26,10 +34,7 @@ Team& team_of(int size) {
   return *team;
 }
 
-}  // namespace
-
-Registration::Registration(const Kernels& kernels) { registered().push_back(&kernels); }
-
+// Runs operations [first, last) of a program.
 void run(Program& program, int64_t first, int64_t last, const Step& step, Team& team) {
   static std::vector<Share> shares;  // by operation, then thread; used by one program at a time
   int64_t size = team.size(), num_ops = last - first;
@@ -48,12 +53,16 @@ void run(Program& program, int64_t first, int64_t last, const Step& step, Team& 
       for (int64_t other = 0; other < size; ++other) {
         Share& share = shares[i * size + (thread + other) % size];
         for (int64_t item; (item = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
-          program.ops[first + i]->run(step, item, thread);
+          program.ops[first + i]->run(step, item);
       }
       if (i + 1 < num_ops) team.barrier();
     }
   });
 }
+
+}  // namespace
+
+Registration::Registration(const Kernels& kernels) { registered().push_back(&kernels); }
 
 }  // namespace tgis
 
@@ -68,8 +77,6 @@ extern "C" {
 #endif
 // A digest of all sources. Python uses a library only if it was compiled from the sources beside it.
 const char* tgis_version() { return "tgis sources " TGIS_VERSION; }
-int32_t tgis_num_kernels() { return int32_t(registered().size()); }
-const char* tgis_kernels_name(int32_t i) { return registered()[i]->name; }
 const Kernels* tgis_kernels(const char* name) {
   for (const Kernels* kernels : registered())
     if (!std::strcmp(kernels->name, name)) return kernels;
