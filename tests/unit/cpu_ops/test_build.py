@@ -79,16 +79,51 @@ def test_a_failing_compiler_is_quoted_and_leaves_nothing(tmp_path: Path):
     assert list_names(tmp_path / "ops") == ["lock"]
 
 
-def test_a_compiler_that_takes_too_long_is_killed_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    environ = write_compiler(tmp_path, f'sleep 60 & echo $! > "{tmp_path}/pid"; wait')
+def test_a_compiler_that_takes_too_long_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    environ = write_compiler(tmp_path, f'echo $$ > "{tmp_path}/pid"; exec sleep 60')
     compiler = find_compiler(environ)
     monkeypatch.setattr(build, "COMPILE_S", 0.5)
 
     with pytest.raises(CannotBuild, match=r"fake-c\+\+ took longer than 0 s$"):
         build_in(tmp_path / "ops", compiler, (AVX2,), note([]), environ)
 
-    process = psutil.Process(int((tmp_path / "pid").read_text()))
-    assert process.wait(timeout=10) is None
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_whoever_signals_the_group_of_a_process_ends_its_compiler_too(tmp_path: Path):
+    environ = write_compiler(tmp_path, f'ps -o pgid= -p $$ > "{tmp_path}/group"; exit 1')
+
+    with pytest.raises(CannotBuild):
+        build_with(environ, tmp_path / "ops")
+
+    assert int((tmp_path / "group").read_text()) == os.getpgrp()
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        ("exec sleep 60", "took longer than 0 s"),
+        ("echo broken; exit 1", r"failed \(broken\)"),
+        ("echo 'No space left on device'; exit 1", "No space left on device"),
+    ],
+)
+def test_a_compiler_that_does_not_say_what_it_is_makes_way_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, why: str
+):
+    monkeypatch.setattr(build, "VERSION_S", 0.5)
+    for name, line in (("c++", first), ("g++", "echo fine")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    assert find_compiler(path) == build.Compiler(("g++",), "fine")
+    with pytest.raises(CannotBuild, match=why):
+        find_compiler(path | {"CXX": "c++"})
+
+
+def test_a_compiler_named_with_an_open_quotation_is_no_command(tmp_path: Path):
+    with pytest.raises(CannotBuild, match=r"^CXX is g\+\+ 'x, which is not a command \(no closing quotation\)$"):
+        find_compiler({"PATH": str(tmp_path), "CXX": "g++ 'x"})
 
 
 def test_a_full_disk_is_an_error_of_the_place_and_not_of_the_compiler(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import json
 import os
@@ -14,9 +15,11 @@ import pytest
 from fake_compiler import list_names, note, read_calls, write_compiler, write_cpuinfo
 from tgis_server.engines.door import CpuOps
 from tgis_server.engines.native.ops.cpu import build, interface, library, self_test
-from tgis_server.engines.native.ops.cpu.instruction_sets import find_usable
+from tgis_server.engines.native.ops.cpu.instruction_sets import AVX2, AVX512, find_usable
 
 TEST = "fake_self_test"
+SETS = (AVX512, AVX2)
+REAL_LOAD, STAT = interface.load, os.stat
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +100,47 @@ def test_a_library_that_cannot_be_loaded_is_compiled_again(tmp_path: Path, monke
 
     assert open_with(tmp_path, environ).kernels == "avx512"
     assert damaged.read_text() == "made\n"
+
+
+@pytest.mark.parametrize("num_bytes", [0, 10, 1000, 100_000, -1])
+def test_a_truncated_library_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int):
+    """Most of these would end the process that loads them with SIGBUS."""
+    environ = prepare(tmp_path)
+    open_with(tmp_path, environ)
+    (damaged,) = (tmp_path / "cache/tgis/cpu_ops").glob("*.so")
+    damaged.write_bytes(Path(_ctypes.__file__).read_bytes()[:num_bytes])
+    load = ctypes.CDLL
+    monkeypatch.undo()
+    monkeypatch.setattr(library, "PACKAGED", tmp_path / "packaged.so")
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: damaged.read_text() != "made\n" and load(path))
+    monkeypatch.setattr(interface, "SIGNATURES", {})
+
+    assert library.build_and_load(damaged.parent, build.find_compiler(environ), SETS, note([]), environ) == (
+        damaged,
+        False,
+    )
+
+
+def test_another_library_under_its_name_is_compiled_again(tmp_path: Path):
+    other = tmp_path / "library.so"
+    other.write_bytes(Path(_ctypes.__file__).read_bytes())
+    with pytest.raises(AttributeError):
+        REAL_LOAD(str(other))
+
+    assert str(other) not in Path("/proc/self/maps").read_text()  # so what is loaded next is the file of that name
+
+
+def test_what_serves_is_foreseen_where_nothing_may_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    environ = prepare(tmp_path)
+
+    def refuse(path: object, **_: object) -> os.stat_result:
+        if "cpu_ops" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return STAT(path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", refuse)
+
+    assert describe(tmp_path, environ).state == "compiles"
 
 
 def test_without_a_cache_the_library_is_compiled_into_the_directory_of_the_run(tmp_path: Path):
@@ -202,6 +246,7 @@ def test_the_torch_operations_serve_if_all_kernels_fail(tmp_path: Path):
         ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
         ("os.abort()", "killed by SIGABRT"),
         ("sys.exit('no memory')", "no memory"),
+        ("print('nonsense')", "the test prints no result"),
     ],
 )
 def test_a_self_test_that_the_machine_disturbed_is_repeated_at_the_next_start(tmp_path: Path, verdict: str, found: str):

@@ -14,7 +14,6 @@ import math
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -39,6 +38,7 @@ LINK = ("-shared", "-pthread", "-Wl,--build-id=none")
 COMPILERS = ("c++", "g++", "clang++")
 
 COMPILING = "compiling the CPU operations"
+VERSION_S = 5.0  # for a compiler to say what it is; takes milliseconds
 COMPILE_S = 240.0  # for a command of the compiler; less than --startup-timeout, as no progress is seen meanwhile
 OBJECT_S = 15.0  # CPU time for one instruction set; the portable sources take 3 together
 TURN_S = 2 * COMPILE_S  # how long another process may compile before this one gives up
@@ -67,17 +67,26 @@ class Compiler:
 
 
 def find_compiler(environ: Mapping[str, str]) -> Compiler:
-    """The compiler that $CXX names or, if it is not set, the first of the usual names.
+    """The compiler that $CXX names or, if it is not set, the first of the usual names that runs.
 
     Raises:
         CannotBuild: there is none.
     """
     named = environ.get("CXX", "").strip()
-    candidates = [tuple(shlex.split(named))] if named else [(name,) for name in COMPILERS]
+    try:
+        candidates = [tuple(shlex.split(named))] if named else [(name,) for name in COMPILERS]
+    except ValueError as error:
+        raise CannotBuild(f"CXX is {named}, which is not a command ({str(error).lower()})") from error
+    problems: list[str] = []
     for command in candidates:
         if shutil.which(command[0], path=environ.get("PATH")):
-            output = run((*command, "--version"), Path("/"), environ)
-            return Compiler(command, output.partition("\n")[0])
+            try:
+                output = run((*command, "--version"), Path("/"), environ, VERSION_S)
+                return Compiler(command, output.partition("\n")[0])
+            except (CannotBuild, OSError) as error:
+                problems.append(str(error))
+    if problems:
+        raise CannotBuild("; ".join(problems))
     if named:
         raise CannotBuild(f"CXX names {named}, which is not installed")
     raise CannotBuild("there is no C++ compiler (install g++ or clang++, or name one in CXX)")
@@ -256,8 +265,13 @@ def link(library: Path, compiler: Compiler, objects: Iterable[Path], environ: Ma
     run((*compiler.command, *LINK, *map(str, objects), "-o", str(library)), SOURCES, environ)
 
 
-def run(command: Sequence[str], directory: Path, environ: Mapping[str, str]) -> str:
+def run(command: Sequence[str], directory: Path, environ: Mapping[str, str], limit_s: float | None = None) -> str:
     """Run the compiler, and return what it prints.
+
+    It stays in its caller's process group, so Ctrl-C and the launcher, which signals whole groups, end it too.
+
+    Args:
+        limit_s: how long it may take; ``None``: ``COMPILE_S``.
 
     Raises:
         OSError: it cannot write.
@@ -273,17 +287,16 @@ def run(command: Sequence[str], directory: Path, environ: Mapping[str, str]) -> 
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            process_group=0,  # with the programs that it calls, see below
         )
     except OSError as error:
         raise CannotBuild(f"{command[0]} cannot be started ({error.strerror})") from error
     with child:
         try:
-            output, _ = child.communicate(timeout=COMPILE_S)
+            output, _ = child.communicate(timeout=limit_s or COMPILE_S)
         except BaseException as error:
-            os.killpg(child.pid, signal.SIGKILL)
+            child.kill()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise CannotBuild(f"{command[0]} took longer than {COMPILE_S:.0f} s") from None
+                raise CannotBuild(f"{command[0]} took longer than {error.timeout:.0f} s") from None
             raise
     if child.returncode == 0:
         return output

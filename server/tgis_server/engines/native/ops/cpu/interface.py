@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
+import os
+import struct
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 
 FLOAT32, BFLOAT16 = 0, 1  # Dtype
@@ -138,8 +141,27 @@ def load(path: str) -> ctypes.CDLL:
         OSError: it cannot be loaded.
         AttributeError: it lacks a function.
     """
+    check_whole(path)
     library = ctypes.CDLL(path)
-    for name, (result, *arguments) in SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
+    try:
+        for name, (result, *arguments) in SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except AttributeError:
+        _ctypes.dlclose(library._handle)  # otherwise, this file would be what is found when another has its name
+        raise
     return library
+
+
+def check_whole(path: str) -> None:
+    """
+    Raises:
+        OSError: the end of the file is missing. Loading it might end this process with SIGBUS.
+    """
+    with open(path, "rb") as file:
+        header, size = file.read(64), os.fstat(file.fileno()).st_size
+    if header.startswith(b"\x7fELF") and len(header) == 64:
+        (sections,) = struct.unpack_from("<Q", header, 40)
+        section_bytes, num_sections = struct.unpack_from("<2H", header, 58)
+        if size < sections + section_bytes * num_sections:  # linkers write them last
+            raise OSError(f"{path} is truncated")

@@ -166,13 +166,20 @@ def build_and_load(
     progress: Progress,
     environ: Mapping[str, str],
 ) -> tuple[Path, ctypes.CDLL]:
-    """See :func:`build.build_in` for errors. A damaged library is compiled again."""
-    path = build.build_in(place, compiler, sets, progress, environ)
-    if (cdll := try_load(path)) is None:
+    """See :func:`build.build_in` for errors. A damaged library is compiled again.
+
+    Raises:
+        OSError: files here cannot be loaded, for instance because they cannot be executed.
+        CannotBuild: the compiler makes something else than the library.
+    """
+    path = place / build.name_library(compiler, sets)
+    if os.path.exists(path) and try_load(path) is None:
         path.unlink(missing_ok=True)
-        path = build.build_in(place, compiler, sets, progress, environ)
-        cdll = interface.load(str(path))
-    return path, cdll
+    path = build.build_in(place, compiler, sets, progress, environ)
+    try:
+        return path, interface.load(str(path))
+    except AttributeError as error:
+        raise CannotBuild(f"what {compiler.name} makes is not the library ({error})") from error
 
 
 # -- which of its kernels serve
@@ -250,7 +257,10 @@ def examine_kernels(library: Path, name: str, environ: Mapping[str, str]) -> Ver
     except OSError as error:
         return Verdict((f"the test cannot be started, {error.strerror}",), is_lasting=False)
     if child.returncode == 0:
-        return Verdict(tuple(json.loads(child.stdout)))
+        try:
+            return Verdict(tuple(json.loads(child.stdout.strip().rpartition("\n")[2])))
+        except ValueError:
+            return Verdict(("the test prints no result",), is_lasting=False)
     if child.returncode < 0:
         killed_by = signal.Signals(-child.returncode)
         return Verdict((f"killed by {killed_by.name}",), is_lasting=killed_by in CRASHES)
@@ -281,7 +291,7 @@ def describe_cpu_ops(
             return reference(str(error))
         cache = find_cache_dir(environ)
         library = (cache or Path(os.devnull)) / PLACE / build.name_library(compiler, find_usable(cpuinfo))
-        state = "cached" if library.exists() else "compiles"
+        state = "cached" if os.path.exists(library) else "compiles"  # Path.exists raises where nothing may be read
     verdicts = read_verdicts(find_verdict_file(library, environ, cpuinfo))
     passing = [each.name for each in sets if each.name not in verdicts or not verdicts[each.name].failing]
     if not passing:
