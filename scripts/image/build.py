@@ -1,8 +1,8 @@
 """Build the wheel, the image and its SBOM; `make build` runs this.
 
-The wheel is built on this machine, and the image installs it. A build context with
-only what the image needs is collected in .cache/image, so `--wheels` and `--model` may name folders anywhere. Exits
-with 3 if this machine has no program that builds images; the wheel has been built then.
+The wheel is built on this machine, and the image installs it. A build context with only what the image needs is
+collected in .cache/image, so `--wheels` and `--model` may name folders anywhere. Exits with 3 if this machine has no
+program that builds images; the wheel has been built then.
 """
 
 from __future__ import annotations

@@ -42,9 +42,11 @@ PACKAGES = {
 INSIDE = "--inside"  # tells the script that it is in its namespaces
 MAX_BYTES_BUT_TORCH = 250_000_000
 NUM_STREAMS = 4
-NUM_TOKENS = 1000
+NUM_TOKENS = 1000  # seconds of work, so that the answers of all streams overlap
 READY_TIMEOUT_S = 90.0
-PROMPT = "Once upon a time"
+PANEL_TIMEOUT_S = 10.0  # from readiness to the ready panel in the log
+LENGTH = ("--min-new-tokens", str(NUM_TOKENS), "--max-new-tokens", str(NUM_TOKENS))
+GENERATE = ("tgis", "generate", "--json", *LENGTH, "Once upon a time")
 DEMO_MODEL = "site-packages/tgis_server/demo_model"
 FORBIDDEN = ("pip", "pip3", "gcc", "cc", "g++", "ld", "apt", "dnf", "rpm", "dpkg", "sh", "bash")
 ORIGINAL = {  # the environment in the original's manifests
@@ -305,10 +307,11 @@ def try_server(
             trial.check(f"{title}: the server is ready", False, server.log())
             return
         trial.check(f"{title}: ready after {time.monotonic() - started_at:.1f} s", True)
-        trial.check(f"{title}: compiled operations serve", " on cpu (avx" in server.log(), server.log())
+        is_compiled = server.wait(lambda: " on cpu (avx" in server.log(), PANEL_TIMEOUT_S)
+        trial.check(f"{title}: compiled operations serve", is_compiled, server.log())
         trial.check(f"{title}: the launcher is the first process, as user {UID}:0", server.identity() == (UID, 0))
-        expected = server.run("tgis", "generate", "--json", "--max-new-tokens", str(NUM_TOKENS), PROMPT)
-        is_answer = expected.returncode == 0 and json.loads(expected.stdout)["generated_token_count"] > 0
+        expected = server.run(*GENERATE)
+        is_answer = expected.returncode == 0 and json.loads(expected.stdout)["generated_token_count"] == NUM_TOKENS
         trial.check(f"{title}: answers over gRPC", is_answer, expected.stderr)
         for words in (["tgis", "health"], ["grpc_healthcheck", "--server-url", "localhost:8033", "--timeout", "5"]):
             probe = server.run(*words)
@@ -319,8 +322,7 @@ def try_server(
 
 
 def try_drain(trial: Trial, title: str, server: Running, expected: str) -> None:
-    words = ["tgis", "generate", "--json", "--max-new-tokens", str(NUM_TOKENS), PROMPT]
-    clients = [server.start_inside(*words) for _ in range(NUM_STREAMS)]
+    clients = [server.start_inside(*GENERATE) for _ in range(NUM_STREAMS)]
     in_flight = server.wait(lambda: server.ready().get("calls_in_flight") == NUM_STREAMS, 60)
     server.signal(signal.SIGTERM)
     outputs = [client.communicate(timeout=120) for client in clients]
