@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+import warnings
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -237,3 +239,17 @@ def test_a_rank_without_compiled_operations_keeps_the_others_from_them(name: str
     assert agreed.kernels == ""
     assert why == "The slower torch operations serve: another shard lacks the compiled ones."
     assert agree_on_ops(SoloGroup(), ops, "", torch.bfloat16) == (ops, "")
+
+
+def test_a_child_process_computes_with_threads_of_its_own(name: str) -> None:
+    ops = make_ops(name)
+    weight, x = ops.pack(WeightPart.plain(random(NUM_OUTPUTS, WIDTH))), random(40, WIDTH)
+    ours = ops.linear(x, weight, None, None)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions of Python warn of threads, which are what this is about
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(ops.linear(x, weight, None, None), ours) else 1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

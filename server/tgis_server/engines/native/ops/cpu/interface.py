@@ -117,8 +117,8 @@ SIGNATURES = {
     "tgis_kernels": (c_void_p, c_char_p),
     "tgis_input_bytes": (c_int32, c_void_p, c_int32),
     "tgis_packed_bytes": (c_int64, c_void_p, c_int32, c_int64, c_int64),
-    "tgis_pack": (None, c_void_p, c_int32, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32),
-    "tgis_sample": (None, c_void_p, c_void_p, c_int32),  # the structure is in engines/sampling/compiled.py
+    "tgis_pack": (c_int32, c_void_p, c_int32, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32),
+    "tgis_sample": (c_int32, c_void_p, c_void_p, c_int32),  # the structure is in engines/sampling/compiled.py
     "tgis_new_program": (c_void_p, c_void_p),
     "tgis_delete_program": (None, c_void_p),
     "tgis_block_bytes": (c_int64, c_void_p, POINTER(CacheShape)),
@@ -130,8 +130,11 @@ SIGNATURES = {
     "tgis_write": (None, c_void_p, POINTER(WriteArgs)),
     "tgis_attend": (None, c_void_p, POINTER(AttendArgs)),
     "tgis_num_ops": (c_int64, c_void_p),
-    "tgis_run": (None, c_void_p, c_int64, c_int64, POINTER(Step)),
+    "tgis_run": (c_int32, c_void_p, c_int64, c_int64, POINTER(Step)),
 }
+
+
+RETURN_NUMBERS = frozenset({"tgis_input_bytes"})  # and not the kind of a failure
 
 
 def load(path: str) -> ctypes.CDLL:
@@ -147,10 +150,19 @@ def load(path: str) -> ctypes.CDLL:
         for name, (result, *arguments) in SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
+            if result is c_int32 and name not in RETURN_NUMBERS:
+                function.errcheck = raise_failure
     except AttributeError:
         _ctypes.dlclose(library._handle)  # otherwise, this file would be what is found when another has its name
         raise
     return library
+
+
+def raise_failure(code: int, function: object, arguments: object) -> None:
+    """Raise what a function of the library reports; see ``guard`` in ``program.cpp``."""
+    if code == 1:
+        raise MemoryError("too little memory for a compiled operation")
+    assert code == 0, "a compiled operation failed"
 
 
 def check_whole(path: str) -> None:

@@ -148,7 +148,7 @@ class CpuOps:
         self._input_dtype = torch.float32 if is_wide else torch.bfloat16
         self._weights = WeightMemory()
         self._arena, self._head_arena = Arena(), Arena()
-        self._heads: dict[CpuWeight, Captured] = {}
+        self._heads: dict[tuple[CpuWeight, int | None], Captured] = {}
 
     def capture(self, function: Callable[[Any, Any], Any]) -> Captured:
         return Captured(self, function, self._arena)
@@ -196,10 +196,11 @@ class CpuOps:
         return output
 
     def logits(self, hidden: Tensor, weight: CpuWeight, bias: Tensor | None) -> Tensor:
-        if weight not in self._heads:
+        head = weight, None if bias is None else bias.data_ptr()
+        if head not in self._heads:
             run = Captured(self, lambda x, _: self.linear(x, weight, bias, None), self._head_arena)
-            self._heads[weight] = run
-        logits: Tensor = self._heads[weight](hidden, None)
+            self._heads[head] = run
+        logits: Tensor = self._heads[head](hidden, None)
         return logits
 
     def norm(self, norm: CpuNorm, x: Any) -> Any:
@@ -395,7 +396,11 @@ class CpuOps:
         rotation: Rotation | None,
         norm: CpuNorm | None,
     ) -> None:
-        recording = tokens.recording
+        recording, num_normed = tokens.recording, num_heads + shape.num_kv_heads
+
+        def per_head(vector: Tensor | None) -> Tensor | None:
+            return None if vector is None else vector.expand(num_normed, shape.head_dim).contiguous()
+
         recording.call(
             "tgis_write",
             interface.WriteArgs,
@@ -407,8 +412,8 @@ class CpuOps:
             rotary_dim=0 if rotation is None else rotation.table.shape[2],
             rotation=None if rotation is None else recording.keep(rotation.table),
             norm=0 if norm is None else norm.kind,
-            norm_weight=None if norm is None else recording.keep(norm.weight),
-            norm_bias=None if norm is None else recording.keep(norm.bias),
+            norm_weight=None if norm is None else recording.keep(per_head(norm.weight)),
+            norm_bias=None if norm is None else recording.keep(per_head(norm.bias)),
             norm_eps=0.0 if norm is None else norm.eps,
             layer=recording.keep(layer),
             scratch=NONE if plan.scratch is None else plan.scratch,

@@ -1,5 +1,8 @@
 // Programs: sequences of operations that a team runs in one call. And what Python calls.
+#include <pthread.h>
+
 #include <cstring>
+#include <new>
 
 #include "core.h"
 #include "team.h"
@@ -30,8 +33,31 @@ std::mutex team_mutex;  // one program at a time
 std::unique_ptr<Team> team;
 
 Team& team_of(int size) {
-  if (!team || team->size() != size) team = std::make_unique<Team>(size);
+  // A child process has none of the threads.
+  static const int at_fork = pthread_atfork(nullptr, nullptr, [] { static_cast<void>(team.release()); });
+  static_cast<void>(at_fork);
+  if (!team || team->wanted() != size) {
+    team.reset();
+    team = std::make_unique<Team>(size);
+  }
   return *team;
+}
+
+// Runs f, whose exceptions must not pass into Python; returns the kind of failure that `interface.py` raises.
+template <class F> int32_t guard(F&& f) {
+  try {
+    f();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  } catch (...) {
+    return 2;
+  }
+}
+
+// The same on any thread of a job, whose other threads go on.
+template <class F> void attempt(std::atomic<bool>& is_failed, F&& f) {
+  if (guard(f) != 0) is_failed.store(true, std::memory_order_relaxed);
 }
 
 // Runs operations [first, last) of a program.
@@ -47,17 +73,19 @@ void run(Program& program, int64_t first, int64_t last, const Step& step, Team& 
       share.end = num_items * (thread + 1) / size;
     }
   }
+  std::atomic<bool> is_failed{false};
   team.run([&](int thread) {
     for (int64_t i = 0; i < num_ops; ++i) {
       if (shares[(i + 1) * size - 1].end == 0) continue;
       for (int64_t other = 0; other < size; ++other) {
         Share& share = shares[i * size + (thread + other) % size];
         for (int64_t item; (item = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
-          program.ops[first + i]->run(step, item);
+          attempt(is_failed, [&] { program.ops[first + i]->run(step, item); });
       }
       if (i + 1 < num_ops) team.barrier();
     }
   });
+  if (is_failed) throw std::bad_alloc();  // memory for intermediate results is all that threads ask for
 }
 
 }  // namespace
@@ -86,21 +114,28 @@ int32_t tgis_input_bytes(const Kernels* kernels, int32_t dtype) { return kernels
 int64_t tgis_packed_bytes(const Kernels* kernels, int32_t dtype, int64_t num_inputs, int64_t num_outputs) {
   return kernels->packed_bytes(Dtype(dtype), num_inputs, num_outputs);
 }
-void tgis_pack(const Kernels* kernels, int32_t dtype, const void* weight, int64_t stride, int64_t num_inputs,
-               int64_t num_outputs, void* packed, int32_t num_threads) {
+int32_t tgis_pack(const Kernels* kernels, int32_t dtype, const void* weight, int64_t stride, int64_t num_inputs,
+                  int64_t num_outputs, void* packed, int32_t num_threads) {
   int64_t blocks = (num_outputs + kColumns - 1) / kColumns;
   std::atomic<int64_t> next{0};
   std::lock_guard lock(team_mutex);
-  team_of(num_threads).run([&](int) {
-    for (int64_t block; (block = next.fetch_add(1)) < blocks;)
-      kernels->pack(Dtype(dtype), weight, stride, num_inputs, num_outputs, block, block + 1, packed);
+  return guard([&] {
+    team_of(num_threads).run([&](int) {
+      for (int64_t block; (block = next.fetch_add(1)) < blocks;)
+        kernels->pack(Dtype(dtype), weight, stride, num_inputs, num_outputs, block, block + 1, packed);
+    });
   });
 }
-void tgis_sample(const Kernels* kernels, const SamplingArgs* args, int32_t num_threads) {
+int32_t tgis_sample(const Kernels* kernels, const SamplingArgs* args, int32_t num_threads) {
   std::atomic<int64_t> next{0};
+  std::atomic<bool> is_failed{false};
   std::lock_guard lock(team_mutex);
-  team_of(num_threads).run([&](int) {
-    for (int64_t row; (row = next.fetch_add(1)) < args->num_rows;) kernels->sample(*args, row);
+  return guard([&] {
+    team_of(num_threads).run([&](int) {
+      for (int64_t row; (row = next.fetch_add(1)) < args->num_rows;)
+        attempt(is_failed, [&] { kernels->sample(*args, row); });
+    });
+    if (is_failed) throw std::bad_alloc();
   });
 }
 Program* tgis_new_program(const Kernels* kernels) { return new Program(*kernels); }
@@ -114,8 +149,8 @@ void tgis_add(Program* p, const AddArgs* args) { p->ops.push_back(p->kernels.add
 int64_t tgis_block_bytes(const Kernels* kernels, const CacheShape* shape) { return kernels->block_bytes(*shape); }
 void tgis_write(Program* p, const WriteArgs* args) { p->ops.push_back(p->kernels.write(*args)); }
 void tgis_attend(Program* p, const AttendArgs* args) { p->ops.push_back(p->kernels.attend(*args)); }
-void tgis_run(Program* program, int64_t first, int64_t last, const Step* step) {
+int32_t tgis_run(Program* program, int64_t first, int64_t last, const Step* step) {
   std::lock_guard lock(team_mutex);
-  run(*program, first, last, *step, team_of(step->num_threads));
+  return guard([&] { run(*program, first, last, *step, team_of(step->num_threads)); });
 }
 }

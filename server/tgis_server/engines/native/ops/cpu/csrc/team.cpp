@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <climits>
+#include <system_error>
 
 namespace tgis {
 namespace {
@@ -26,8 +27,11 @@ void wake_all(std::atomic<uint32_t>& word) {
 
 }  // namespace
 
-Team::Team(int size) {
-  for (int thread = 1; thread < size; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+Team::Team(int wanted) : wanted_(wanted) {
+  try {
+    for (int thread = 1; thread < wanted; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (const std::system_error&) {
+  }
 }
 
 Team::~Team() {

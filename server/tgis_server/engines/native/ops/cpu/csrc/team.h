@@ -11,9 +11,10 @@ namespace tgis {
 
 class Team {
  public:
-  explicit Team(int size);  // the caller's thread included
+  explicit Team(int wanted);  // threads, the caller's included; fewer if the system has no more
   ~Team();
   int size() const { return int(workers_.size()) + 1; }
+  int wanted() const { return wanted_; }
 
   // Calls job(thread) on every thread, as thread 0 on the caller's; returns when all have returned.
   void run(const std::function<void(int)>& job);
@@ -24,6 +25,7 @@ class Team {
  private:
   void work(int thread);
 
+  const int wanted_;
   std::vector<std::thread> workers_;
   const std::function<void(int)>* job_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};  // a new number: a job, or the end
