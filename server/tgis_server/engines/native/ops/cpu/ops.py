@@ -6,12 +6,8 @@ call per step. Called with tensors instead, an operation is recorded and run at 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import dataclasses
 import functools
-import mmap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +26,10 @@ from tgis_server.engines.native.ops.api import (
     WeightPart,
 )
 from tgis_server.engines.native.ops.cpu import interface
+from tgis_server.engines.native.ops.cpu.captured import Captured, CpuPlan
 from tgis_server.engines.native.ops.cpu.interface import COLUMNS
-from tgis_server.engines.native.ops.cpu.recording import Arena, PlanSlot, Program, Recording, Value
+from tgis_server.engines.native.ops.cpu.memory import CpuCache, CpuWeight, WeightMemory
+from tgis_server.engines.native.ops.cpu.recording import Arena, PlanSlot, Value
 from tgis_server.engines.native.ops.torch_attention.bias import bias_by_distance
 from tgis_server.engines.sampling.compiled import CompiledSampling
 from tgis_server.engines.sampling.staging import Staging
@@ -40,69 +38,7 @@ DTYPES = {torch.float32: interface.FLOAT32, torch.bfloat16: interface.BFLOAT16}
 NORMS = {None: 0, "rms": 1, "rms_plus_one": 1, "layer": 2}  # NormKind
 ACTIVATIONS: dict[spec.Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 NONE = -1  # no buffer
-HUGE_PAGE = 2 << 20
-CHUNK = 64 << 20
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CpuWeight:
-    """A packed weight: see ``csrc/linear.h``."""
-
-    address: int
-    num_outputs: int
-    num_inputs: int
-    memory: mmap.mmap  # what holds it
-
-
-class WeightMemory:
-    """Memory in huge pages, whose weights are read with fewer misses of the address cache."""
-
-    def __init__(self) -> None:
-        self._chunk = mmap.mmap(-1, HUGE_PAGE)
-        self._used = HUGE_PAGE
-
-    def take(self, num_bytes: int) -> tuple[int, mmap.mmap]:
-        num_bytes = -(-num_bytes // 64) * 64
-        if self._used + num_bytes > len(self._chunk):
-            self._chunk = map_huge(max(CHUNK, -(-num_bytes // HUGE_PAGE) * HUGE_PAGE))
-            self._used = -address_of(self._chunk) % HUGE_PAGE
-        start = self._used
-        self._used += num_bytes
-        return address_of(self._chunk) + start, self._chunk
-
-
-def map_huge(num_bytes: int) -> mmap.mmap:
-    """Zero bytes that begin within a huge page of the address; the kernel provides pages when they are used."""
-    pages = mmap.mmap(-1, num_bytes + HUGE_PAGE)
-    with contextlib.suppress(OSError):  # this kernel was built without huge pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return pages
-
-
-def address_of(pages: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(pages))
-
-
-class CpuCache:
-    """Paged keys and values: for each layer, an array of blocks as in ``csrc/cache.h``."""
-
-    def __init__(
-        self, num_layers: int, num_blocks: int, block_bytes: int, shape: interface.CacheShape, dtype: torch.dtype
-    ) -> None:
-        self.shape = shape
-        self.block_size = shape.block_size
-        # Fresh pages from the kernel are zero, and take no memory until they are used.
-        pages = mmap.mmap(-1, num_layers * num_blocks * block_bytes)
-        self.layers = list(torch.frombuffer(pages, dtype=dtype).view(num_layers, num_blocks, -1).unbind())
-
-
-@dataclass(slots=True, eq=False)
-class CpuPlan:
-    """The rows of a step, and for uncached sequences memory for their keys and values."""
-
-    rows: interface.Rows
-    kept: list[Any]  # what the rows point to
-    scratch: Tensor | None = None
+UNCACHED_BLOCK = 64  # tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +87,7 @@ class CpuOps:
         self._heads: dict[tuple[CpuWeight, int | None], Captured] = {}
 
     def capture(self, function: Callable[[Any, Any], Any]) -> Captured:
-        return Captured(self, function, self._arena)
+        return Captured(self._library, self._kernels, function, self._arena)
 
     # -- Weights
 
@@ -198,7 +134,9 @@ class CpuOps:
     def logits(self, hidden: Tensor, weight: CpuWeight, bias: Tensor | None) -> Tensor:
         head = weight, None if bias is None else bias.data_ptr()
         if head not in self._heads:
-            run = Captured(self, lambda x, _: self.linear(x, weight, bias, None), self._head_arena)
+            run = Captured(
+                self._library, self._kernels, lambda x, _: self.linear(x, weight, bias, None), self._head_arena
+            )
             self._heads[head] = run
         logits: Tensor = self._heads[head](hidden, None)
         return logits
@@ -474,127 +412,12 @@ class CpuOps:
 
     def _run_at_once(self, function: Callable[[Any, Any], Any], inputs: Any, cache: Any = None) -> Any:
         """Run an operation on tensors, whose dtype the result has too. Tensors that it changes are changed."""
-        captured = Captured(self, function, Arena())
+        captured = Captured(self._library, self._kernels, function, Arena())
         result = captured(inputs, cache)
         for tensor, value in captured.given:
             tensor.copy_(value)
         dtypes = [tensor.dtype for tensor, _ in captured.given]
         return result.to(dtypes[0]) if result is not None and dtypes else result
-
-
-UNCACHED_BLOCK = 64  # tokens
-
-
-class Captured:
-    """A function that is recorded at its first call and run as a program from then on.
-
-    Its inputs may be nested dataclasses and tuples. Tensors in them have a row for each token; those of int64, such as
-    ids, are read where they are. Anything else must be the same in each call, except plans.
-    """
-
-    def __init__(self, ops: CpuOps, function: Callable[[Any, Any], Any], arena: Arena) -> None:
-        self._ops = ops
-        self._function = function
-        self._arena = arena
-        self._programs: dict[tuple[object, ...], tuple[Program, list[Value], Value | None]] = {}
-        self.given: list[tuple[Tensor, Tensor]] = []  # floating-point inputs of the last call, and their copies
-
-    def __call__(self, inputs: Any, cache: Any) -> Any:
-        leaves = list(find_leaves(inputs))
-        if any(isinstance(leaf, Value) for leaf in leaves):
-            return self._function(inputs, cache)  # as a part of another recording
-        key = (id(cache), *(describe_leaf(leaf) for leaf in leaves))
-        if key not in self._programs:
-            self._programs[key] = self._record(inputs, leaves, cache)
-        return self._run(*self._programs[key], leaves)
-
-    def _record(self, inputs: Any, leaves: list[Any], cache: Any) -> tuple[Program, list[Value], Value | None]:
-        recording = Recording()
-        recording.kept.append(cache)  # while the program lives, no other cache has its id
-        given: list[Value] = []
-        places: list[Any] = []
-        num_plans = 0
-        for leaf in leaves:
-            if isinstance(leaf, Tensor):
-                is_index = leaf.dtype == torch.int64
-                given.append(
-                    recording.value(1 if is_index else leaf.shape[1], leaf.dtype if is_index else torch.float32)
-                )
-                places.append(given[-1])
-            elif isinstance(leaf, CpuPlan):
-                scratch = None
-                if leaf.scratch is not None:
-                    scratch = recording.value(1, torch.int64)
-                    given.append(scratch)
-                places.append(PlanSlot(recording, num_plans, scratch))
-                num_plans += 1
-        result = self._function(replace_leaves(inputs, iter(places)), cache)
-        assert result is None or isinstance(result, Value)
-        pinned = list(dict.fromkeys([*given, *([] if result is None else [result])]))
-        return Program(self._ops._library, self._ops._kernels, recording, pinned), given, result
-
-    def _run(self, program: Program, given: list[Value], result: Value | None, leaves: list[Any]) -> Tensor | None:
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        plans = [leaf for leaf in leaves if isinstance(leaf, CpuPlan)]
-        num_tokens = len(tensors[0])
-        self.given = []  # views of the arena, which may have to grow
-        memory = self._arena.reserve(sum(program.row_bytes) * num_tokens)
-        buffers = (interface.Buffer * len(program.row_bytes))()
-        address, offset, offsets = memory.data_ptr(), 0, []
-        for i, row_bytes in enumerate(program.row_bytes):
-            buffers[i].data, buffers[i].stride = address + offset, row_bytes
-            offsets.append(offset)
-            offset += row_bytes * num_tokens
-
-        def view(value: Value) -> Tensor:
-            start, stride = offsets[value.buffer], program.row_bytes[value.buffer]
-            whole = memory[start : start + num_tokens * stride].view(value.dtype)
-            return whole.view(num_tokens, stride // value.dtype.itemsize)[:, : value.width]
-
-        sources = iter([leaf for leaf in leaves if isinstance(leaf, Tensor | CpuPlan)])
-        values = iter(given)
-        for source in sources:
-            tensor = source.scratch if isinstance(source, CpuPlan) else source
-            if tensor is None:
-                continue
-            value = next(values)
-            if tensor.is_floating_point():
-                self.given.append((tensor, view(value).copy_(tensor)))
-            else:
-                assert tensor.is_contiguous()
-                buffers[value.buffer].data = tensor.data_ptr()
-        rows = (interface.Rows * max(1, len(plans)))(*(plan.rows for plan in plans))
-        program.run(num_tokens, buffers, rows, view)
-        return None if result is None else view(result)
-
-
-def find_leaves(inputs: Any) -> Iterator[Any]:
-    if isinstance(inputs, Tensor | CpuPlan | Value | PlanSlot):
-        yield inputs
-    elif isinstance(inputs, tuple):
-        for part in inputs:
-            yield from find_leaves(part)
-    elif dataclasses.is_dataclass(inputs):
-        for field in dataclasses.fields(inputs):
-            yield from find_leaves(getattr(inputs, field.name))
-    else:
-        yield None
-
-
-def replace_leaves(inputs: Any, places: Iterator[Any]) -> Any:
-    if isinstance(inputs, Tensor | CpuPlan):
-        return next(places)
-    if isinstance(inputs, tuple):
-        return tuple(replace_leaves(part, places) for part in inputs)
-    if dataclasses.is_dataclass(inputs) and not isinstance(inputs, type):
-        changed = {f.name: replace_leaves(getattr(inputs, f.name), places) for f in dataclasses.fields(inputs)}
-        return dataclasses.replace(inputs, **changed)
-    return inputs
-
-
-def describe_leaf(leaf: Any) -> object:
-    """What a program depends on."""
-    return (leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else type(leaf)
 
 
 def pad(vector: Tensor) -> Tensor:
