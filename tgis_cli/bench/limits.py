@@ -7,7 +7,6 @@ a process of its own, with the threads and the environment of a server's shards.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import threading
@@ -59,13 +58,17 @@ def copy_rounds(num_threads: int) -> Callable[[], Iterator[float]]:
         spans = [(0.0, 0.0)] * num_threads
 
         def copy(thread: int, source: Any, target: Any) -> None:
-            with contextlib.suppress(threading.BrokenBarrierError):
+            try:
                 while True:
                     barrier.wait()
                     started_at = time.perf_counter()
                     np.copyto(target, source)  # releases the interpreter's lock
                     spans[thread] = started_at, time.perf_counter()
                     barrier.wait()
+            except threading.BrokenBarrierError:
+                pass
+            finally:
+                barrier.abort()  # nobody waits for a thread that has failed
 
         threads = [threading.Thread(target=copy, args=(i, *pair), daemon=True) for i, pair in enumerate(pairs)]
         for thread in threads:

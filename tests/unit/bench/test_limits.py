@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
 
-from tgis_cli.bench import limits as limits_module
 from tgis_cli.bench.limits import Bandwidth, Limits, best_of, best_rate, copy_rounds, measure_bandwidth, read_limits
 
 
@@ -37,11 +35,20 @@ def test_bandwidth_is_measured_with_one_thread_and_with_several_which_end():
 
 
 def test_threads_end_when_a_round_is_interrupted(monkeypatch):
-    def interrupt() -> float:
-        raise KeyboardInterrupt
+    class Interrupted(threading.Barrier):
+        """The main thread is interrupted while it waits for the copies."""
+
+        num_waits = 0
+
+        def wait(self, timeout: float | None = None) -> int:
+            if threading.current_thread() is threading.main_thread():
+                self.num_waits += 1
+                if self.num_waits == 2:
+                    raise KeyboardInterrupt
+            return super().wait(timeout)
 
     before = threading.active_count()
-    monkeypatch.setattr(limits_module, "time", SimpleNamespace(perf_counter=interrupt))  # read while threads copy
+    monkeypatch.setattr(threading, "Barrier", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(copy_rounds(2)())
 
