@@ -28,6 +28,7 @@ CONFINE = f"python {Path(__file__).with_name('hostile.py')} {{base}} 1000730000"
 NO_USER = (
     "env -u HOME -u LANG -u TZ -u TMPDIR -u TGIS_RUN_DIR"
     " PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=7 PYTHONSTARTUP=/nowhere PYTHONWARNINGS=default"
+    " TGIS_CPU_OPS=reference"  # without a cache, a checkout compiles the operations at every start
 )
 TIMEOUT_S = 30.0
 
