@@ -198,6 +198,21 @@ def test_a_function_outside_the_operations_sees_what_they_computed(name: str) ->
         assert torch.equal(seen[-1], 2 * x)
 
 
+def test_a_profile_names_each_operation_and_its_widths(name: str) -> None:
+    ops = make_ops(name)
+    up, down = (ops.pack(WeightPart.plain(random(*shape))) for shape in ((64, 32), (32, 64)))
+    layer = ops.capture(lambda x, _: ops.linear(ops.linear(x, up, None, None), down, None, None))
+    x = random(5, 32)
+    expected = layer(x, None).clone()
+
+    with torch.profiler.profile() as profile:
+        result = layer(x, None)
+
+    names = [event.key for event in profile.key_averages()]
+    assert {"tgis::linear 32 64", "tgis::linear 64 32"} <= set(names)
+    assert torch.equal(result, expected)
+
+
 def test_weights_need_no_huge_pages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 1 << 20)  # unknown to the kernel, as huge pages are to some
     ops = CpuOps(load_library(name), name, torch.float32)

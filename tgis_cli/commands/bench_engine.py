@@ -30,7 +30,7 @@ Prefill = Annotated[str, typer.Option(metavar="N,N,...", help="Lengths of prompt
 Repeat = Annotated[int, typer.Option(metavar="N", min=1, help="Rounds, each of which measures everything once.")]
 Profile = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Print the N slowest torch operations of each row instead."),
+    typer.Option(metavar="N", min=1, help="Print the N slowest operations of each row instead."),
 ]
 
 

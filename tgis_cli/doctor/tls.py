@@ -52,7 +52,7 @@ def check_plain_http(subject: Subject) -> Iterator[Verdict]:
 
 
 def judge_certificate(certificate: dict[str, Any], path: Path, now: float, *, is_own: bool) -> Verdict:
-    """Check dates and names. An expired authority causes only a warning: while authorities change, that is normal."""
+    """Check dates and names. An expired authority is only worth a warning: bundles keep old ones for a while."""
     from tgis_server.frontend.transport.certificate import Validity, list_alternative_names
 
     validity = Validity.of(certificate)

@@ -63,7 +63,7 @@ def is_found_by_clients(pid: int, grpc_port: int, environ: Mapping[str, str]) ->
         found = [find_address(None, shell, find=find) for shell in (environ, fresh)]
     except (TgisError, OSError):  # no single server is found; or no /proc
         return False
-    # In this shell a port in the environment may lead to it.
+    # In this shell, the environment may name its port; a fresh shell must find the same address without that.
     server = found[1].server
     return server is not None and server.pid == pid and found[0].target == found[1].target
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 
-from tgis_cli.bench.limits import Bandwidth, Limits, best_of, best_rate, copy_rounds, measure_bandwidth, read_limits
+from tgis_cli.bench.limits import Bandwidth, Limits, best_of, best_rate, measure_bandwidth, read_limits, read_rounds
 
 
 def test_the_best_round_counts_but_not_the_first_which_warms_up():
@@ -36,7 +36,7 @@ def test_bandwidth_is_measured_with_one_thread_and_with_several_which_end():
 
 def test_threads_end_when_a_round_is_interrupted(monkeypatch):
     class Interrupted(threading.Barrier):
-        """The main thread is interrupted while it waits for the copies."""
+        """The main thread is interrupted while it waits for the reads."""
 
         num_waits = 0
 
@@ -50,7 +50,7 @@ def test_threads_end_when_a_round_is_interrupted(monkeypatch):
     before = threading.active_count()
     monkeypatch.setattr(threading, "Barrier", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        next(copy_rounds(2)())
+        next(read_rounds(2)())
 
     assert threading.active_count() == before
 

@@ -33,7 +33,7 @@ from tgis_server.engines.catalogue import (
 )
 from tgis_server.engines.door import Door, ModelSummary
 from tgis_server.engines.load import load_runner
-from tgis_server.engines.native.memory import MAX_PRIMITIVES, PRIMITIVE_BYTES
+from tgis_server.engines.native.memory import GATHERED_BYTES, MAX_PRIMITIVES, PRIMITIVE_BYTES
 from tgis_server.errors import ModelError, UsageError
 from tgis_server.model_files import Length
 from tgis_server.options import ServeConfig, load_config
@@ -216,7 +216,9 @@ def test_headers_give_dtype_and_sizes_for_any_number_of_shards(tmp_path: Path) -
     assert memory.kv_bytes_per_token == sizes.kv_bytes_per_token(1, 2, "float32")
 
 
-def test_compiled_operations_pad_small_blocks_compute_in_float32_and_keep_no_primitives(tmp_path: Path) -> None:
+def test_compiled_operations_pad_blocks_compute_in_float32_and_keep_no_primitives_or_copies(
+    tmp_path: Path,
+) -> None:
     write_converted_header(model_with(tmp_path, **LLAMA))
     sizes = NATIVE.door.inspect(tmp_path, 1).sizes
     assert sizes is not None
@@ -226,7 +228,8 @@ def test_compiled_operations_pad_small_blocks_compute_in_float32_and_keep_no_pri
         for dtype, cpu_ops in (("float32", "avx2"), ("bfloat16", "avx2"), ("float32", "reference"))
     )
 
-    assert in_float32.step_bytes == in_bf16.step_bytes == torchs.step_bytes - MAX_PRIMITIVES * PRIMITIVE_BYTES
+    kept = MAX_PRIMITIVES * PRIMITIVE_BYTES + GATHERED_BYTES
+    assert in_float32.step_bytes == in_bf16.step_bytes == torchs.step_bytes - kept
     assert in_float32.kv_bytes_per_token == 2 * in_bf16.kv_bytes_per_token
     assert in_float32.kv_bytes_per_token == 2 * torchs.kv_bytes_per_token  # a panel has 16 tokens
     assert in_float32.weight_bytes == torchs.weight_bytes == 2 * in_bf16.weight_bytes

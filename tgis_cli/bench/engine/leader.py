@@ -106,7 +106,7 @@ def measure(stepper: Stepper, works: list[tuple[int, Work]], rounds: int, report
 
 
 def profile(stepper: Stepper, works: list[tuple[int, Work]], num_rows: int) -> None:
-    """Print on stdout how much time each torch operation takes, for each work in turn.
+    """Print on stdout how much time each operation takes, for each work in turn.
 
     Args:
         num_rows: of the table.

@@ -32,7 +32,7 @@ MAX_PRIMITIVES = 64
 PRIMITIVE_BYTES = 3 << 19  # including fragmentation in the C library's allocator
 
 PANEL = 16  # kPanel of ops/cpu/csrc/cache.h
-GATHERED_BYTES = 256 << 20  # attention's copies of keys and values, and its masks
+GATHERED_BYTES = 256 << 20  # copies of keys and values, and masks, for torch's attention
 
 # oneDNN can pack linear weights of a dtype if the CPU has all flags of any of these sets; torch makes the same check
 # (ATen/native/mkldnn/Utils.h). float32 needs no flags.
@@ -120,11 +120,13 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int, *, packs_weights: b
         vocab_size=spec.vocab_size,
         item_bytes=ITEM_BYTES["float32" if may_be_compiled else run.dtype],
     )
+    if not is_compiled:
+        step += GATHERED_BYTES + (MAX_PRIMITIVES * PRIMITIVE_BYTES if is_packed else 0)
     weights = checkpoint.weight_bytes(rank, run.dtype) + (head_copy_bytes(spec, run) if is_packed else 0)
     return RankMemory(
         what=f"{run.model_id} in {run.dtype}",
         weight_bytes=weights,
-        step_bytes=step + (MAX_PRIMITIVES * PRIMITIVE_BYTES if is_packed and not is_compiled else 0),
+        step_bytes=step,
         request=request,
         gpu_share=config.cuda_process_memory_fraction,
     )
@@ -260,7 +262,7 @@ def step_bytes(
     widest = max(2 * intermediate_size + intermediate_size, 2 * qkv_size)
     activations = num_tokens * item_bytes * (4 * hidden_size + widest)
     logits = min(num_rows, num_tokens) * vocab_size * (item_bytes + 3 * 4)
-    return activations + logits + GATHERED_BYTES
+    return activations + logits
 
 
 def free_gpu_bytes(index: int, fraction: float) -> int:

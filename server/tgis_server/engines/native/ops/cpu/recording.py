@@ -55,6 +55,12 @@ class Call:
     arguments: type[ctypes.Structure]
     fields: dict[str, Any]
 
+    @property
+    def label(self) -> str:
+        """The operation's name and the widths of its tensors: ``tgis::linear 576 1536``."""
+        widths = (str(value.width) for value in self.fields.values() if isinstance(value, Value))
+        return " ".join([self.name.replace("_", "::", 1), *widths])
+
 
 @dataclass(frozen=True, slots=True)
 class PythonCall:
@@ -104,6 +110,7 @@ class Program:
         self._handle = library.tgis_new_program(kernels)
         self._kept = recording.kept
         self.row_bytes = place(recording, pinned)
+        self._labels: list[str] = []  # of operations, in profiles
         self._runs: list[tuple[int, int, PythonCall | None]] = []  # operations, and what follows them
         first = position = 0
         for call in recording.calls:
@@ -111,6 +118,7 @@ class Program:
                 fields = {k: v.buffer if isinstance(v, Value) else v for k, v in call.fields.items()}
                 getattr(library, call.name)(self._handle, call.arguments(**fields))
                 position = library.tgis_num_ops(self._handle)
+                self._labels += [call.label] * (position - len(self._labels))
             else:
                 self._runs.append((first, position, call))
                 first = position
@@ -123,7 +131,11 @@ class Program:
         """``buffers`` and ``rows`` are arrays of the interface's structures; ``view`` gives a value's tensor."""
         step = interface.Step(num_tokens, torch.get_num_threads(), buffers, rows)
         for first, last, then in self._runs:
-            if first < last:
+            if torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
+                for index in range(first, last):
+                    with torch.profiler.record_function(self._labels[index]):
+                        self._library.tgis_run(self._handle, index, index + 1, step)
+            elif first < last:
                 self._library.tgis_run(self._handle, first, last, step)
             if then is not None:
                 value = view(then.value)

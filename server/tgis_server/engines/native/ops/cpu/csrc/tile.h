@@ -74,11 +74,16 @@ inline __attribute__((always_inline)) void multiply(Vec (&sums)[kRows][kVecs], c
                                                     const E* const (&columns)[kVecs], int64_t stride,
                                                     int64_t num_inputs, int64_t ahead = 0) {
   using P = Packing<E>;
+  constexpr int64_t kLine = 64 / sizeof(Input<E>), kInputsAhead = 5 * kLine;
   int64_t k = 0, at = 0;
   for (; k + P::kStep <= num_inputs; k += P::kStep, at += stride) {
     if (ahead)
       for (int v = 0; v < kVecs; ++v)
         _mm_prefetch(reinterpret_cast<const char*>(columns[v] + at) + ahead, _MM_HINT_T0);
+    // Long inputs of several rows do not stay in the first-level cache.
+    if (kRows > 1 && k % kLine == 0 && k + kInputsAhead < num_inputs)
+      for (int m = 0; m < kRows; ++m)
+        _mm_prefetch(reinterpret_cast<const char*>(x + m * x_stride + k + kInputsAhead), _MM_HINT_T0);
     typename P::Columns w[kVecs];
     for (int v = 0; v < kVecs; ++v) w[v] = P::columns(columns[v] + at);
     for (int m = 0; m < kRows; ++m)
