@@ -77,9 +77,10 @@ inline __attribute__((always_inline)) void multiply(Vec (&sums)[kRows][kVecs], c
   constexpr int64_t kLine = 64 / sizeof(Input<E>), kInputsAhead = 5 * kLine;
   int64_t k = 0, at = 0;
   for (; k + P::kStep <= num_inputs; k += P::kStep, at += stride) {
+    // Not into the first-level cache, all of whose outstanding misses would be waiting for memory.
     if (ahead)
       for (int v = 0; v < kVecs; ++v)
-        _mm_prefetch(reinterpret_cast<const char*>(columns[v] + at) + ahead, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(columns[v] + at) + ahead, _MM_HINT_T1);
     // Long inputs of several rows do not stay in the first-level cache.
     if (kRows > 1 && k % kLine == 0 && k + kInputsAhead < num_inputs)
       for (int m = 0; m < kRows; ++m)
