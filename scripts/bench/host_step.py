@@ -68,8 +68,8 @@ def measure(arguments: argparse.Namespace) -> None:
         held = needed
         wall_s, cpu_s = time.perf_counter(), time.thread_time()
         slots.apply(plan)
-        batch = builder.build(plan)
-        slots.advance(plan, batch.slots, batch.num_tokens)
+        builder.build(plan)
+        slots.advance(plan)
         figures.append((time.thread_time() - cpu_s, ops.plan_s, time.perf_counter() - wall_s))
         plan = StepPlan(step + 1)
     cpu_ms, plan_ms, wall_ms = (statistics.median(column) * 1000 for column in zip(*figures[2:], strict=True))

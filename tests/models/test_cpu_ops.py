@@ -129,8 +129,7 @@ def rows_of(starts: np.ndarray, counts: np.ndarray, tables: Tensor) -> StepRows:
     slots = torch.arange(len(starts))
     positions = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])
     token_slots = slots.repeat_interleave(torch.from_numpy(counts))
-    lengths = torch.from_numpy(starts)
-    return StepRows(starts, counts, starts + counts, slots, token_slots, torch.from_numpy(positions), tables, lengths)
+    return StepRows(starts, counts, starts + counts, slots, token_slots, torch.from_numpy(positions), tables)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -140,9 +140,12 @@ class CachedSlots:
         """``cross``: the number of keys of each slot's encoder."""
         token_slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
         positions = [p for start, count in zip(starts, counts, strict=True) for p in range(start, start + count)]
-        lengths = torch.zeros(len(self.tables), dtype=torch.int64)
-        lengths[slots] = torch.tensor(starts if cross is None else [cross[slot] for slot in slots])
-        num_keys = np.array(starts) + np.array(counts) if cross is None else lengths[slots].numpy()
+        lengths = None
+        num_keys = np.array(starts) + np.array(counts)
+        if cross is not None:
+            lengths = torch.zeros(len(self.tables), dtype=torch.int64)
+            lengths[slots] = torch.tensor([cross[slot] for slot in slots])
+            num_keys = lengths[slots].numpy()
         return StepRows(
             np.array(starts),
             np.array(counts),
@@ -152,7 +155,6 @@ class CachedSlots:
             torch.tensor(positions),
             self.tables,
             lengths,
-            is_cross=cross is not None,
         )
 
     def write(self, slots: list[int], counts: list[int], keys_values: Tensor) -> None:

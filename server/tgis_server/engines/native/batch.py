@@ -40,8 +40,6 @@ class Batch:
 
     plan: StepPlan
     inputs: StepInputs
-    slots: Tensor  # (rows,) int64, in the order of the step's tokens
-    num_tokens: Tensor  # (rows,) int64, in the same order
     sample_tokens: Tensor  # (sampling rows,) int64: index of each row's last token
     sample_slots: Tensor  # (sampling rows,) int64
     sample_rows: list[int]  # rows of the plan
@@ -79,6 +77,7 @@ class BatchBuilder:
             singles = singles[order_of_singles]
         order = np.concatenate([singles, chunks])
         starts, num_tokens, num_singles = starts[order], num_tokens[order], len(singles)
+        num_keys = starts + num_tokens
         plan_slots = np.array(plan.slots, dtype=np.int64)
         row_slots = plan_slots[order]
 
@@ -89,31 +88,27 @@ class BatchBuilder:
         sample_rows = np.flatnonzero(plan.sample)
 
         # 3. To the device
+        known_ids = [_single_id(states[row]) for row in singles]
         chunk_ids = [_chunk_ids(states[row], plan.num_tokens[row]) for row in chunks]
-        ids = np.concatenate([_single_ids([states[row] for row in singles]), *chunk_ids])
-        offsets = np.arange(ends[-1]) - np.repeat(ends - num_tokens, num_tokens)
+        ids = np.concatenate([np.array(known_ids, dtype=np.int64), *chunk_ids])
         token_slots = np.repeat(row_slots, num_tokens)
+        positions = np.arange(ends[-1]) + np.repeat(num_keys - ends, num_tokens)
         sample_tokens, sample_slots = last_tokens[sample_rows], plan_slots[sample_rows]
-        ids_t, slots_t, token_slots_t, offsets_t, num_tokens_t, sample_tokens_t, sample_slots_t = self.staging.put_all(
-            [ids, row_slots, token_slots, offsets, num_tokens, sample_tokens, sample_slots]
+        ids_t, slots_t, token_slots_t, positions_t, sample_tokens_t, sample_slots_t = self.staging.put_all(
+            [ids, row_slots, token_slots, positions, sample_tokens, sample_slots]
         )
-        if (ids[:num_singles] == FROM_DEVICE).any():
+        if FROM_DEVICE in known_ids:
             known = ids_t[:num_singles]
             newest = slots.newest_ids.index_select(0, slots_t[:num_singles])
-            ids_t[:num_singles] = torch.where(known == FROM_DEVICE, newest, known)
+            known.copy_(newest if max(known_ids) == FROM_DEVICE else torch.where(known == FROM_DEVICE, newest, known))
 
-        # 4. Positions and attention
-        positions = slots.lengths.index_select(0, token_slots_t).add_(offsets_t)
-        rows = StepRows(
-            starts, num_tokens, starts + num_tokens, slots_t, token_slots_t, positions, slots.tables, slots.lengths
-        )
+        # 4. Attention
+        rows = StepRows(starts, num_tokens, num_keys, slots_t, token_slots_t, positions_t, slots.tables)
         attention = self.ops.plan_attention(rows, self.cache, self.modifiers)
         cross_attention = self.encoders.plan_attention(rows, row_slots) if self.encoders else None
         return Batch(
             plan,
-            StepInputs(ids_t, slots.position_rows(token_slots_t, positions), attention, cross_attention),
-            slots_t,
-            num_tokens_t,
+            StepInputs(ids_t, slots.position_rows(token_slots_t, positions_t), attention, cross_attention),
             sample_tokens_t,
             sample_slots_t,
             sample_rows.tolist(),
@@ -123,12 +118,8 @@ class BatchBuilder:
         )
 
 
-def _single_ids(states: list[SlotState]) -> np.ndarray:
-    ids = [
-        state.token_ids[state.num_computed] if state.num_computed < len(state.token_ids) else FROM_DEVICE
-        for state in states
-    ]
-    return np.array(ids, dtype=np.int64)
+def _single_id(state: SlotState) -> int:
+    return state.token_ids[state.num_computed] if state.num_computed < len(state.token_ids) else FROM_DEVICE
 
 
 def _chunk_ids(state: SlotState, num_tokens: int) -> np.ndarray:

@@ -39,9 +39,8 @@ class DecoderSlots:
         self._rope_border = rope_border
         self._states: dict[int, SlotState] = {}
         self.tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)  # block ids
-        self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)  # computed tokens
-        self.newest_ids = torch.zeros_like(self.lengths)
-        self._rope_starts = torch.zeros_like(self.lengths)
+        self.newest_ids = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
+        self._rope_starts = torch.zeros_like(self.newest_ids)
 
     def states(self, slots: Iterable[int]) -> list[SlotState]:
         return list(map(self._states.__getitem__, slots))
@@ -51,7 +50,7 @@ class DecoderSlots:
         for slot in plan.free:
             self._states.pop(slot, None)
         for new in plan.new:
-            assert new.slot < len(self.lengths), f"StepPlan.new: slot {new.slot}, but only {len(self.lengths)} exist"
+            assert new.slot < len(self.tables), f"StepPlan.new: slot {new.slot}, but only {len(self.tables)} exist"
             self._states[new.slot] = SlotState(
                 new.token_ids,
                 new.prompt_length,
@@ -61,12 +60,10 @@ class DecoderSlots:
                 new.wanted,
                 new.end_ids,
             )
-        if plan.new:
-            border = self._rope_border or 0
-            changed = [(new.slot, new.num_cached_tokens, border if new.is_rope_long else 0) for new in plan.new]
-            slots, lengths, rope_starts = self._staging.put_all(list(np.array(changed, dtype=np.int64).T))
-            self.lengths.index_copy_(0, slots, lengths)
-            self._rope_starts.index_copy_(0, slots, rope_starts)
+        if plan.new and self._rope_border is not None:
+            border = self._rope_border
+            changed = [(new.slot, border if new.is_rope_long else 0) for new in plan.new]
+            self._rope_starts.index_copy_(0, *self._staging.put_all(list(np.array(changed, dtype=np.int64).T)))
         self._append_blocks(plan)
 
     def _append_blocks(self, plan: StepPlan) -> None:
@@ -91,8 +88,7 @@ class DecoderSlots:
             return positions
         return positions + self._rope_starts.index_select(0, token_slots)
 
-    def advance(self, plan: StepPlan, slots: Tensor, num_tokens: Tensor) -> None:
-        """Count the plan's tokens as computed. ``slots`` and ``num_tokens`` list its rows in any order."""
+    def advance(self, plan: StepPlan) -> None:
+        """Count the plan's tokens as computed."""
         for state, count in zip(self.states(plan.slots), plan.num_tokens, strict=True):
             state.num_computed += count
-        self.lengths.index_add_(0, slots, num_tokens)

@@ -34,7 +34,6 @@ class EncoderSlots:
         self._num_tokens = np.zeros(num_slots, dtype=np.int64)
         self._tables = torch.zeros(num_slots, max_blocks, dtype=torch.int64, device=staging.device)
         self._lengths = torch.zeros(num_slots, dtype=torch.int64, device=staging.device)
-        self._no_keys = torch.zeros_like(self._lengths)  # no keys are written before the encoder runs
 
     def apply(self, plan: StepPlan) -> None:
         """Apply the plan's ``free`` and ``new``."""
@@ -67,7 +66,7 @@ class EncoderSlots:
         host = [ids, row_slots, np.repeat(row_slots, lengths), positions]
         ids_t, slots_t, token_slots_t, positions_t = self._staging.put_all(host)
         starts = np.zeros_like(lengths)
-        rows = StepRows(starts, lengths, lengths, slots_t, token_slots_t, positions_t, self._tables, self._no_keys)
+        rows = StepRows(starts, lengths, lengths, slots_t, token_slots_t, positions_t, self._tables)
         encoder = self._model.encoder
         attention = self._ops.plan_uncached_attention(lengths.tolist(), encoder.heads, encoder.modifiers.values())
         writes = self._ops.plan_attention(rows, self._cache, ())
@@ -76,6 +75,6 @@ class EncoderSlots:
     def plan_attention(self, rows: StepRows, slots: np.ndarray) -> AttentionPlan:
         """The plan with which a step's rows, in these slots, attend to their encodings."""
         cross = replace(
-            rows, num_keys=self._num_tokens[slots], tables=self._tables, lengths=self._lengths, is_cross=True
+            rows, num_keys=self._num_tokens[slots], tables=self._tables, encoder_lengths=self._lengths
         )
         return self._ops.plan_attention(cross, self._cache, [self._model.cross_modifiers])

@@ -139,7 +139,7 @@ class NativeRunner:
             if step.batch.sample_rows:
                 self._sample(step, step.batch, masks)
         # Slots change last: a failure leaves them as they were.
-        self._slots.advance(step.plan, step.batch.slots, step.batch.num_tokens)
+        self._slots.advance(step.plan)
         step.batch = step.logits = None
         if step.events is not None:
             step.events[1].record()

@@ -68,6 +68,7 @@ class CompiledSampling:
         self._library = library
         self._kernels = kernels
         self._num_threads = num_threads
+        self._no_details = _empty_details(0, 0, 0)
 
     def sample(
         self, logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, bytes], seen: SeenRows | None
@@ -83,10 +84,11 @@ class CompiledSampling:
         ]
         allowed = torch.from_numpy(pack_masks(masks, logits.shape[1])) if masks else None
         ids = torch.empty(len(rows), dtype=torch.int64)
-        largest_n = max((rows[i].wanted.top_n for i in detail_rows), default=0)
-        is_finite, details = self._run(
-            logits, table, ids, _empty_details(len(detail_rows), largest_n, logits.shape[1]), allowed, seen, end_ids
-        )
+        room = self._no_details
+        if detail_rows:
+            largest_n = max(rows[i].wanted.top_n for i in detail_rows)
+            room = _empty_details(len(detail_rows), largest_n, logits.shape[1])
+        is_finite, details = self._run(logits, table, ids, room, allowed, seen, end_ids)
         return Sampled(ids, is_finite, logits, detail_rows, details if detail_rows else None)
 
     def describe(self, logits: Tensor, ids: Tensor, top_n: int) -> tuple[Tensor, DetailTensors]:

@@ -72,7 +72,7 @@ class CacheShape:
 class StepRows:
     """A step's rows in the order of its tokens: rows of one token, ordered by :meth:`Ops.order_singles`, then chunks.
 
-    In cross-attention, tables, lengths and numbers of keys describe the encoder's tokens, whose keys and values have
+    In cross-attention, tables and numbers of keys describe the encoder's tokens, whose keys and values have
     been written with a separate plan for self-attention over these tables.
     """
 
@@ -85,8 +85,7 @@ class StepRows:
     token_slots: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64
     tables: Tensor  # (slots, max_blocks) int64: the blocks of each slot, in the order of its tokens
-    lengths: Tensor  # (slots,) int64: keys written before this step
-    is_cross: bool = False
+    encoder_lengths: Tensor | None = None  # (slots,) int64: tokens of each slot's text; only in cross-attention
 
 
 Cache: TypeAlias = Any  # opaque, from Ops.make_cache

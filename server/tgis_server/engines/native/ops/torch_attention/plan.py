@@ -97,7 +97,7 @@ def plan_attention(
     """See ``Ops.plan_attention``. Clears newly begun blocks that the step does not fill."""
     all_modifiers = list(all_modifiers)
     views = _make_views(all_modifiers, StepPlanner(rows, cache, dtype).views) if all_modifiers else {}
-    if rows.is_cross:
+    if rows.encoder_lengths is not None:
         return TorchPlan(views, None)
     _clear_begun(rows, cache, staging)
     blocks = _blocks_of(rows, rows.token_slots, rows.positions // cache.block_size)
@@ -133,7 +133,8 @@ class StepPlanner:
         self._num_blocks = -(-rows.num_keys // cache.block_size)
         self._num_singles = int(np.argmax(np.append(rows.num_tokens, 2) > 1))
         slots, queries = rows.slots[: self._num_singles], rows.positions[: self._num_singles]
-        self._row_keys = rows.lengths.index_select(0, slots) if rows.is_cross else queries + 1  # (singles,)
+        lengths = rows.encoder_lengths
+        self._row_keys = queries + 1 if lengths is None else lengths.index_select(0, slots)  # (singles,)
         self._groups = list(self._cut(self._num_blocks[: self._num_singles].tolist()))
         self._chunk_planner = ChunkPlanner(cache.num_heads, cache, dtype, self._device)
         self._chunks = self._make_chunks()
@@ -163,7 +164,7 @@ class StepPlanner:
         token = self._num_singles
         for row in range(self._num_singles, len(rows.num_tokens)):
             start, num_tokens, num_keys = int(rows.starts[row]), int(rows.num_tokens[row]), int(rows.num_keys[row])
-            is_own = num_keys == num_tokens and not rows.is_cross
+            is_own = num_keys == num_tokens and rows.encoder_lengths is None
             table = None if is_own else rows.tables.index_select(0, rows.slots[row : row + 1])[0]
             chunks.append(Chunk(token, start, num_tokens, num_keys, table))
             token += num_tokens
