@@ -79,13 +79,22 @@ def test_norms_equal_torchs(name: str, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("is_gated", [True, False])
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "relu_squared"])
 def test_activations_equal_torchs(name: str, kind: Any, is_gated: bool) -> None:
     x = random(4, 2 * WIDTH) * 4
 
     ours, theirs = (make_ops(n).make_activation(kind, is_gated=is_gated)(x.clone()) for n in (name, REFERENCE))
 
     assert_close(ours, theirs)
+
+
+def test_values_are_limited(name: str) -> None:
+    x = random(13, WIDTH)
+    x[3, 4] = torch.nan
+
+    ours = make_ops(name).limit(x.clone(), 0.5)
+
+    assert torch.equal(ours.nan_to_num(9), x.clamp(-0.5, 0.5).nan_to_num(9))
 
 
 def test_embeddings_equal_torchs(name: str) -> None:

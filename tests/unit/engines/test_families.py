@@ -400,7 +400,7 @@ def test_fused_projections_become_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["GPTJForCausalLM"], "model_type": "gptj"}, ["GPTJForCausalLM", "LlamaForCausalLM"]),
+        ({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}, ["MambaForCausalLM", "LlamaForCausalLM"]),
         ({"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForSequenceClassification"]),
         ({"model_type": None, "architectures": None}, ["None", "LlamaForCausalLM"]),
         ({"hidden_act": "xielu"}, ["xielu", "silu"]),
@@ -428,11 +428,42 @@ def test_a_config_that_cannot_be_served_is_refused(changes: dict[str, Any], word
         ("gemma2", "use_bidirectional_attention"),
         ("gpt2", "scale_attn_by_inverse_layer_idx"),
         ("gpt2", "add_cross_attention"),
+        ("gpt_bigcode", "add_cross_attention"),
+        ("mpt", "logit_scale"),
+        ("opt", "_remove_final_layer_norm"),
     ],
 )
 def test_unsupported_features_of_a_class_are_refused(family: str, key: str, tmp_path: Path) -> None:
     assert f"{key} = True is not supported" in sentence_of(tmp_path, of_family(family, **{key: True}))
     assert spec_of(tmp_path, of_family(family, **{key: False})).family == family
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("codegen", {"num_attention_heads": 6, "hidden_size": 96, "rotary_dim": 8}, ["n_head 6", "multiple of 4"]),
+        ("gpt_neo", {"attention_types": [[["global", "wide"], 1]]}, ["attention_types", "wide"]),
+        ("gpt_neo", {"attention_types": "global"}, ["attention_types", "'global'"]),
+        ("gptj", {"rotary_dim": 7}, ["cannot rotate 7"]),
+        ("mpt", {"attn_config": {"alibi": False}}, ["attn_config.alibi = False"]),
+        ("mpt", {"attn_config": {"clip_qkv": -1}}, ["attn_config.clip_qkv is -1"]),
+        ("mpt", {"attn_config": ["alibi"]}, ["attn_config", "must be an object"]),
+        ("opt", {"do_layer_norm_before": False}, ["do_layer_norm_before = False"]),
+        ("opt", {"word_embed_proj_dim": 16}, ["word_embed_proj_dim 16"]),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused_with_its_value(
+    family: str, changes: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    sentence = sentence_of(tmp_path, of_family(family, **changes))
+
+    assert [word for word in words if word not in sentence] == []
+
+
+def test_the_readme_lists_the_families() -> None:
+    readme = " ".join((Path(__file__).parents[3] / "README.md").read_text().split())
+
+    assert f"float16: {', '.join(sorted(FAMILIES))}." in readme
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "phi"])

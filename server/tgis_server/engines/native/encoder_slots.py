@@ -74,7 +74,5 @@ class EncoderSlots:
 
     def plan_attention(self, rows: StepRows, slots: np.ndarray) -> AttentionPlan:
         """The plan with which a step's rows, in these slots, attend to their encodings."""
-        cross = replace(
-            rows, num_keys=self._num_tokens[slots], tables=self._tables, encoder_lengths=self._lengths
-        )
+        cross = replace(rows, num_keys=self._num_tokens[slots], tables=self._tables, encoder_lengths=self._lengths)
         return self._ops.plan_attention(cross, self._cache, [self._model.cross_modifiers])

@@ -22,7 +22,7 @@ Residual = Literal[
     "sandwich",  # x += norm(attention(norm(x))); x += norm(mlp(norm(x)))
     "post_norm",  # x += norm(attention(x)); x += norm(mlp(x))
 ]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class RopeSpec:
     is_range_truncated: bool = True  # yarn: the ramp begins and ends at whole dimensions
     short_factor: tuple[float, ...] = ()  # longrope
     long_factor: tuple[float, ...] = ()  # longrope
+    is_paired: bool = False  # in the files, neighbours (0, 1), (2, 3), ... rotate together, as in GPT-J
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class DecoderSpec:
     has_head_bias: bool = False
     is_head_tied: bool = False  # the output head is the embedding
     # Scales and limits
+    qkv_limit: float = 0.0  # queries, keys and values are limited to +-this before they are used; 0 = off
     embedding_scale: float = 1.0
     is_embedding_scale_rounded: bool = False  # to the weights' dtype, as in Gemma; up to 0.4 % off in bfloat16
     residual_scale: float = 1.0  # multiplies the outputs of attention and MLP

@@ -32,9 +32,7 @@ class Staging:
         """Put several int64 arrays on the device with one copy. The tensors keep their shapes and share memory."""
         flat = self.put(np.concatenate([array.ravel() for array in arrays]), torch.int64)
         parts = torch.split(flat, [array.size for array in arrays])
-        return [
-            part if array.ndim == 1 else part.view(array.shape) for part, array in zip(parts, arrays, strict=True)
-        ]
+        return [part if array.ndim == 1 else part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
     def fetch(self, tensor: Tensor) -> Tensor:
         """A copy on the host; on CUDA, it is valid only once the stream has reached this point."""

@@ -74,8 +74,21 @@ def _read_parameter(
         except (SafetensorError, OSError) as error:
             raise failures.WEIGHTS_UNREADABLE.error(file=info.file, reason=error) from error
         share[end:].zero_()
+        if piece.stored.paired_rows:
+            _unpair(share.view(-1, checkpoint.spec.head_dim, *share.shape[1:])[:, : piece.stored.paired_rows])
         start += part.padded_rows
     return target
+
+
+def _unpair(heads: Tensor) -> None:
+    """Reorder rows from the pairs (0, 1), (2, 3), ... to halves: 0, 2, ..., 1, 3, ...; ``heads`` is (heads, rows, ...).
+
+    All our rotations pair the rows i and i + n / 2. Products of queries and keys do not depend on the order of rows.
+    """
+    pairs = heads.clone()
+    middle = heads.shape[1] // 2
+    heads[:, :middle] = pairs[:, 0::2]
+    heads[:, middle:] = pairs[:, 1::2]
 
 
 def _read_slice(stored: Any, piece: Piece, part: RankSlice, target: Tensor) -> int:

@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu_squared",
 }
 MAX_SHOWN = 200  # characters of a value that an error shows
 NULL_IS_A_VALUE = (
@@ -66,6 +67,11 @@ class ConfigFile:
         """
         aliased = {ours: self._values[theirs] for theirs, ours in aliases.items() if theirs in self._values}
         return ConfigFile(self.model_dir, {**self._values, **aliased}, defaults)
+
+    def without_null(self, key: str) -> ConfigFile:
+        """The same config, in which a null counts as omitted."""
+        values = {name: value for name, value in self._values.items() if name != key or value is not None}
+        return ConfigFile(self.model_dir, values, self._defaults)
 
     def stated(self, key: str) -> Any:
         """The value in the file; ``None`` if the file has none."""
@@ -128,6 +134,12 @@ class ConfigFile:
         for key in keys:
             if self.stated(key):
                 raise self.fail(f"{key} = {show(self.stated(key))} is not supported by the native engine.")
+
+    def refuse_false(self, keys: Iterable[str]) -> None:
+        """The same for features that are on by default and cannot be switched off."""
+        for key in keys:
+            if self.stated(key) is False:
+                raise self.fail(f"{key} = False is not supported by the native engine.")
 
     # -- Values from elsewhere in the file, such as rope parameters ----------------------------------------------------
 

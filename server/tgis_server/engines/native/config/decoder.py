@@ -49,7 +49,7 @@ def read_decoder(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        norm_eps=config.number(keys.norm_eps),
+        norm_eps=config.number(keys.norm_eps) if keys.norm_eps else 1e-5,  # the default of torch's LayerNorm
         positions=positions,
         length=length,
         eos_ids=eos_ids,

@@ -10,16 +10,16 @@ CLASS_DEFAULT = "config.json names none: the default of the model's class"
 STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": "YaRN"}
 
 
-def read_length(config: ConfigFile, rope: RopeSpec | None) -> Length:
+def read_length(config: ConfigFile, rope: RopeSpec | None, key: str = "max_position_embeddings") -> Length:
     """The config's positions, times the factor of a rope that stretches them.
 
-    With ``llama3`` and ``longrope``, the config states the stretched number; YaRN stretches the original one.
+    ``key`` is the one of which the model's class has a default. With ``llama3`` and ``longrope``, the config states the stretched number; YaRN stretches the original one.
 
     Raises:
         ModelError: the product is less than 1 or too large for an integer field.
     """
     named = find_length({key: config.stated(key) for key in LENGTH_KEYS})
-    length = named or Length(config.integer("max_position_embeddings"), CLASS_DEFAULT)
+    length = named or Length(config.integer(key), CLASS_DEFAULT)
     if rope is None or rope.kind not in STRETCHING:
         return length
     positions = rope.original_max_position if rope.kind == "yarn" else length.num_tokens

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tgis_server.engines.native.config.config_file import ConfigFile
@@ -44,18 +46,34 @@ ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 KEYS = Keys("n_embd", "n_inner", "n_layer", "n_head", "", "", "layer_norm_epsilon", "activation_function")
-TRANSPOSED = Stored(is_transposed=True)
 
 
 def read(config: ConfigFile) -> DecoderSpec:
+    return read_gpt2(config, "gpt2")
+
+
+def read_gpt2(config: ConfigFile, family: str) -> DecoderSpec:
     config.refuse(("scale_attn_by_inverse_layer_idx", "add_cross_attention"))
     length = read_table_length(config, "n_positions")
-    spec = with_biases(read_decoder(config, "gpt2", KEYS, LearnedPositions(length.num_tokens), length))
+    spec = with_biases(read_decoder(config, family, KEYS, LearnedPositions(length.num_tokens), length))
     return spec if config.flag("scale_attn_weights") else replace(spec, attention_scale=1.0)
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
+    return parameters_as(spec, partial(stacked_qkv, is_transposed=True), is_transposed=True)
+
+
+def parameters_as(
+    spec: DecoderSpec, arrange: Callable[[str, DecoderSpec], list[LayerRows]], *, is_transposed: bool
+) -> list[Parameter]:
+    """
+    Args:
+        spec: the model.
+        arrange: finds queries, keys and values in the layer of this name.
+        is_transposed: whether linear layers are stored as (inputs, outputs).
+    """
     hidden, inner = spec.hidden_size, spec.intermediate_size
+    stored = Stored(is_transposed=is_transposed)
     found = [
         *embedding(spec, "transformer.wte.weight"),
         *positions("transformer.wpe.weight", spec.length.num_tokens, hidden),
@@ -64,13 +82,12 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
     ]
     for layer in range(spec.num_layers):
         theirs, ours = f"transformer.h.{layer}.", f"layers.{layer}."
-        qkv = stacked_qkv(theirs + "attn.c_attn", spec, is_transposed=True)
-        up = LayerRows(theirs + "mlp.c_fc", inner, Split.ROWS, TRANSPOSED)
+        up = LayerRows(theirs + "mlp.c_fc", inner, Split.ROWS, stored)
         found += [
             *norm(ours + "attention_norm", theirs + "ln_1", hidden, has_bias=True),
             *norm(ours + "mlp_norm", theirs + "ln_2", hidden, has_bias=True),
-            *linear(ours + "qkv", qkv, hidden, has_bias=True),
+            *linear(ours + "qkv", arrange(theirs + "attn.c_attn", spec), hidden, has_bias=True),
             *linear(ours + "up", [up], hidden, has_bias=True),
-            *o_and_down(spec, layer, theirs + "attn.c_proj", theirs + "mlp.c_proj", TRANSPOSED),
+            *o_and_down(spec, layer, theirs + "attn.c_proj", theirs + "mlp.c_proj", stored),
         ]
     return found

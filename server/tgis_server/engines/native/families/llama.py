@@ -9,7 +9,15 @@ from tgis_server.engines.native.config.config_file import ConfigFile
 from tgis_server.engines.native.config.decoder import LLAMA_KEYS, read_decoder, read_head_dim
 from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
-from tgis_server.engines.native.parameters.layouts import LayerRows, embedding, head, linear, norm, o_and_down
+from tgis_server.engines.native.parameters.layouts import (
+    LayerRows,
+    embedding,
+    head,
+    linear,
+    norm,
+    o_and_down,
+    separate_qkv,
+)
 from tgis_server.engines.native.parameters.pieces import Parameter, Split
 from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
 
@@ -65,6 +73,7 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
         theirs = f"model.layers.{layer}."
         found += [
             *layer_norms(spec, layer),
+            *qk_norms(spec, layer),
             *split_qkv(spec, layer),
             *split_gate_up(spec, layer),
             *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
@@ -82,26 +91,30 @@ def outer_parameters(spec: DecoderSpec, final_norm: str = "model.norm") -> list[
 
 
 def layer_norms(spec: DecoderSpec, layer: int) -> list[Parameter]:
-    theirs, ours, hidden = f"model.layers.{layer}.", f"layers.{layer}.", spec.hidden_size
-    found = [
-        *norm(ours + "attention_norm", theirs + "input_layernorm", hidden),
-        *norm(ours + "mlp_norm", theirs + "post_attention_layernorm", hidden),
+    """The norms before attention and MLP."""
+    theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
+    return [
+        *norm(ours + "attention_norm", theirs + "input_layernorm", spec.hidden_size, has_bias=spec.has_norm_bias),
+        *norm(ours + "mlp_norm", theirs + "post_attention_layernorm", spec.hidden_size, has_bias=spec.has_norm_bias),
     ]
-    if spec.qk_norm:
-        for name in ("q_norm", "k_norm"):
-            found += norm(ours + name, f"{theirs}self_attn.{name}", spec.head_dim)
-    return found
+
+
+def qk_norms(spec: DecoderSpec, layer: int, suffix: str = "norm") -> list[Parameter]:
+    """The norms over each head of queries and keys, if there are any."""
+    theirs, ours = f"model.layers.{layer}.self_attn.", f"layers.{layer}."
+    return [
+        parameter
+        for which in ("q", "k")
+        if spec.qk_norm
+        for parameter in norm(
+            f"{ours}{which}_norm", f"{theirs}{which}_{suffix}", spec.head_dim, has_bias=spec.has_norm_bias
+        )
+    ]
 
 
 def split_qkv(spec: DecoderSpec, layer: int) -> list[Parameter]:
     """Queries, keys and values, each from a checkpoint layer of its own."""
-    attention = f"model.layers.{layer}.self_attn."
-    query_rows, kv_rows = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    parts = [
-        LayerRows(attention + "q_proj", query_rows, Split.ROWS),
-        LayerRows(attention + "k_proj", kv_rows, Split.KV_HEADS),
-        LayerRows(attention + "v_proj", kv_rows, Split.KV_HEADS),
-    ]
+    parts = separate_qkv(f"model.layers.{layer}.self_attn.", spec)
     return linear(f"layers.{layer}.qkv", parts, spec.hidden_size, has_bias=spec.has_qkv_bias)
 
 

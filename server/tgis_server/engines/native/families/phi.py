@@ -47,12 +47,8 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = llama.outer_parameters(spec, "model.final_layernorm")
     for layer in range(spec.num_layers):
         theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
-        if spec.qk_norm:
-            for which in ("q", "k"):
-                found += norm(
-                    f"{ours}{which}_norm", f"{theirs}self_attn.{which}_layernorm", spec.head_dim, has_bias=True
-                )
         found += [
+            *llama.qk_norms(spec, layer, "layernorm"),
             *norm(ours + "attention_norm", theirs + "input_layernorm", hidden, has_bias=True),
             *llama.split_qkv(spec, layer),
             *linear(ours + "up", [LayerRows(theirs + "mlp.fc1", inner, Split.ROWS)], hidden, has_bias=True),

@@ -14,8 +14,8 @@ from tgis_server.engines.native.config.decoder import read_head_dim
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.config.windows import read_uniform_window
 from tgis_server.engines.native.families import llama
-from tgis_server.engines.native.parameters.layouts import linear, o_and_down, stacked, stacked_qkv
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.layouts import fused_gate_up, linear, o_and_down, stacked_qkv
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "Phi3ForCausalLM"
@@ -43,13 +43,12 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = llama.outer_parameters(spec)
-    gate_up = [(spec.intermediate_size, Split.ROWS)] * 2
     for layer in range(spec.num_layers):
         theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
         found += [
             *llama.layer_norms(spec, layer),
             *linear(ours + "qkv", stacked_qkv(theirs + "self_attn.qkv_proj", spec), spec.hidden_size, has_bias=False),
-            *linear(ours + "gate_up", stacked(theirs + "mlp.gate_up_proj", gate_up), spec.hidden_size, has_bias=False),
+            *fused_gate_up(spec, layer, theirs + "mlp.gate_up_proj"),
             *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
         ]
     return found

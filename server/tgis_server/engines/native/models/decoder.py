@@ -251,6 +251,8 @@ class Stack:
     def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
         ops = self._ops
         qkv = ops.linear(x, layer.qkv, layer.qkv_bias, None)
+        if self._spec.qkv_limit:
+            qkv = ops.limit(qkv, self._spec.qkv_limit)
         qkv = ops.prepare_qkv(qkv, self.heads, step.rotation, layer.qk_norm, step.cache, layer.index, step.plan)
         x = ops.attend(qkv, self.heads, step.cache, layer.index, step.plan, layer.modifiers)
         return ops.linear(x, layer.o, layer.o_bias, None)

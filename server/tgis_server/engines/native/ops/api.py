@@ -189,6 +189,10 @@ class Ops(Protocol):
         """Add ``y`` to ``x`` in place; returns ``x``."""
         ...
 
+    def limit(self, x: Tensor, largest: float) -> Tensor:
+        """Limit each element to the range from ``-largest`` to ``largest``, in place; returns ``x``."""
+        ...
+
     def apply(self, function: Callable[[Tensor], object], x: Tensor) -> Tensor:
         """Call a function that changes ``x`` in place, such as a sum over ranks; returns ``x``."""
         ...

@@ -39,6 +39,7 @@ ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
+    "relu_squared": lambda x: functional.relu(x).square_(),
 }
 
 
@@ -90,6 +91,9 @@ class TorchOps:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x.add_(y)
+
+    def limit(self, x: Tensor, largest: float) -> Tensor:
+        return x.clamp_(-largest, largest)
 
     def apply(self, function: Callable[[Tensor], object], x: Tensor) -> Tensor:
         function(x)

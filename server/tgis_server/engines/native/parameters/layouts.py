@@ -24,6 +24,17 @@ class LayerRows:
     stored: Stored = CONTIGUOUS
 
 
+def separate_qkv(prefix: str, spec: DecoderSpec) -> list[LayerRows]:
+    """Queries, keys and values, each in a checkpoint layer of its own: ``q_proj``, ``k_proj`` and ``v_proj``."""
+    head = spec.head_dim
+    rotated = Stored(paired_rows=spec.rope.rotary_dim if spec.rope and spec.rope.is_paired else 0)
+    return [
+        LayerRows(prefix + "q_proj", spec.num_heads * head, Split.ROWS, rotated),
+        LayerRows(prefix + "k_proj", spec.num_kv_heads * head, Split.KV_HEADS, rotated),
+        LayerRows(prefix + "v_proj", spec.num_kv_heads * head, Split.KV_HEADS),
+    ]
+
+
 def stacked(layer: str, parts: list[tuple[int, Split]], *, is_transposed: bool = False) -> list[LayerRows]:
     """Several parts stacked in one checkpoint layer. ``parts``: the rows and the split of each."""
     total = sum(rows for rows, _ in parts)
@@ -51,6 +62,12 @@ def grouped_qkv(layer: str, spec: DecoderSpec) -> list[LayerRows]:
         LayerRows(layer, spec.num_kv_heads * head, Split.KV_HEADS, Stored(group, head, stride, total)),
         LayerRows(layer, spec.num_kv_heads * head, Split.KV_HEADS, Stored(group + head, head, stride, total)),
     ]
+
+
+def fused_gate_up(spec: DecoderSpec, layer: int, theirs: str) -> list[Parameter]:
+    """Gate, then up, stacked in one checkpoint layer."""
+    parts = stacked(theirs, [(spec.intermediate_size, Split.ROWS)] * 2)
+    return linear(f"layers.{layer}.gate_up", parts, spec.hidden_size, has_bias=False)
 
 
 def linear(name: str, parts: list[LayerRows], columns: int, *, has_bias: bool) -> list[Parameter]:

@@ -44,6 +44,7 @@ class Stored:
     run_rows: int = 0  # 0: the piece is one run
     stride: int = 0  # from the start of one run to that of the next
     tensor_rows: int = 0  # of the whole tensor; 0: the tensor holds only this piece
+    paired_rows: int = 0  # so many leading rows of each head are pairs that rotate together (GPT-J), not two halves
     is_transposed: bool = False  # the tensor is (inputs, outputs), as in GPT-2's Conv1D: its columns are our rows
 
 

@@ -71,6 +71,7 @@ class AddArgs(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("dtype", "first", "second", "output", "to_input")),
         ("width", c_int64),
+        ("largest", c_float),
     )
 
 

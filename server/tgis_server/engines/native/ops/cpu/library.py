@@ -37,6 +37,7 @@ PLACE = "cpu_ops"  # in the user's cache, or in a run's directory
 DTYPES = ("float32", "bfloat16")
 
 SELF_TEST = "tgis_server.engines.native.ops.cpu.self_test"
+SELF_TEST_SOURCE = Path(__file__).with_name("self_test.py")
 SELF_TEST_S = 60.0  # takes a fraction of a second
 TESTING = "testing the CPU operations"
 # Not SIGABRT: C++ aborts where there is no memory or no thread.
@@ -214,9 +215,13 @@ def explain_failures(verdicts: Mapping[str, Verdict]) -> str:
 
 
 def find_verdict_file(library: Path, environ: Mapping[str, str], cpuinfo: Path) -> Path | None:
-    """Beside the library; for a packaged one, in the cache. ``None``: the user has none."""
+    """Beside the library; for a packaged one, in the cache. ``None``: the user has none.
+
+    Its name changes with the machine and with the test, so that another version of the test judges again.
+    """
     flags = sorted(read_cpu_flags(cpuinfo) or ())
-    machine = build.digest(text.encode() for text in (read_cpu_model(cpuinfo), *flags))
+    about = (read_cpu_model(cpuinfo), *flags, SELF_TEST_SOURCE.read_text())
+    machine = build.digest(text.encode() for text in about)
     if library != PACKAGED:
         return library.with_name(f"{library.stem}-{machine}.json")
     cache = find_cache_dir(environ)

@@ -36,7 +36,7 @@ from tgis_server.engines.sampling.staging import Staging
 
 DTYPES = {torch.float32: interface.FLOAT32, torch.bfloat16: interface.BFLOAT16}
 NORMS = {None: 0, "rms": 1, "rms_plus_one": 1, "layer": 2}  # NormKind
-ACTIVATIONS: dict[spec.Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+ACTIVATIONS: dict[spec.Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu_squared": 4}
 NONE = -1  # no buffer
 UNCACHED_BLOCK = 64  # tokens
 
@@ -225,7 +225,13 @@ class CpuOps:
         self._add(x, y, x)
         return x
 
-    def _add(self, first: Value, second: Value | None, output: Value) -> None:
+    def limit(self, x: Any, largest: float) -> Any:
+        if isinstance(x, Tensor):
+            return self._run_at_once(lambda x, _: self.limit(x, largest), x)
+        self._add(x, None, x, largest)
+        return x
+
+    def _add(self, first: Value, second: Value | None, output: Value, largest: float = 0.0) -> None:
         first.recording.call(
             "tgis_add",
             interface.AddArgs,
@@ -235,6 +241,7 @@ class CpuOps:
             output=output,
             to_input=output.dtype == self._input_dtype,
             width=first.width,
+            largest=largest,
         )
 
     def _as_input(self, x: Value) -> Value:

@@ -77,7 +77,7 @@ struct NormArgs {
   float eps, scale;      // `scale` multiplies the addend
 };
 
-enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3 };
+enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu_squared = 4 };
 
 struct ActivationArgs {
   Dtype dtype;
@@ -96,12 +96,13 @@ struct EmbedArgs {
   int32_t adds;          // 1: added to `output` instead of replacing it
 };
 
-// output = scale * first + second, elementwise; `second` may be -1. Converts to the type of a linear layer's input if
-// `to_input`. Inputs are float32.
+// output = first + second, elementwise; `second` may be -1. Converts to the type of a linear layer's input if `to_input`.
+// Inputs are float32.
 struct AddArgs {
   Dtype dtype;
   int32_t first, second, output, to_input;
   int64_t width;
+  float largest;  // results are limited to +-this, if it is not 0
 };
 
 // Keys and values of one layer are blocks of `block_size` tokens. Each KV head of a block has its keys, then its values,

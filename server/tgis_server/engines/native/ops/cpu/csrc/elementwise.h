@@ -20,6 +20,7 @@ template <class F> inline void for_tokens(const Step& step, int64_t width, int64
 template <Activation kind> inline Vec activate(Vec x) {
   if constexpr (kind == Activation::silu) return x / (set1(1.f) + exp(-x));
   if constexpr (kind == Activation::relu) return max(zero(), x);  // in this order, a NaN stays one
+  if constexpr (kind == Activation::relu_squared) return x * max(zero(), x);
   if constexpr (kind == Activation::gelu) return x * fma(erf(x * set1(0.70710678f)), set1(0.5f), set1(0.5f));
   if constexpr (kind == Activation::gelu_tanh) {
     Vec inner = set1(0.79788456f) * fma(x * x * x, set1(0.044715f), x);
@@ -61,6 +62,7 @@ template <class E> class Add : public Op {
       const Buffer& out = step.buffers[a_.output];
       for (int64_t i = 0; i < a_.width; i += kLanes) {
         Vec v = y ? load(x + i) + load(y + i) : load(x + i);
+        if (a_.largest) v = min(set1(a_.largest), max(set1(-a_.largest), v));  // in this order, a NaN stays one
         if (a_.to_input) store(out.row<Input<E>>(t) + i, v);
         else store(out.row<float>(t) + i, v);
       }

@@ -29,6 +29,7 @@ template <class E> OpPtr make_activation(const ActivationArgs& args) {
     case Activation::gelu: return std::make_unique<Activate<E, Activation::gelu>>(args);
     case Activation::gelu_tanh: return std::make_unique<Activate<E, Activation::gelu_tanh>>(args);
     case Activation::relu: return std::make_unique<Activate<E, Activation::relu>>(args);
+    case Activation::relu_squared: return std::make_unique<Activate<E, Activation::relu_squared>>(args);
   }
   return nullptr;
 }
