@@ -82,7 +82,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_kv_heads": 2,
         "num_ln_in_parallel_attn": 1,
     },
-    # With 4 heads, slopes and their products with these positions are exact in bfloat16, to which the class rounds them.
+    # With 4 heads, slopes and their products with these positions are exact in bfloat16, as which the class has them.
     "falcon-alibi": {
         "model_type": "falcon",
         "alibi": True,

@@ -1,4 +1,4 @@
-"""Falcon: the decoders of 7B (one norm, one KV head), 40B and later (two norms, grouped heads), and RW (ALiBi, serial)."""
+"""Falcon: the decoders of 7B (one norm, one KV head), 40B (two norms, grouped heads) and RW (ALiBi, serial)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tgis_server.engines.native.parameters.layouts import (
     o_and_down,
 )
 from tgis_server.engines.native.parameters.pieces import Parameter, Split
-from tgis_server.engines.native.spec import Alibi, DecoderSpec, Positions
+from tgis_server.engines.native.spec import Alibi, DecoderSpec, Positions, Residual
 
 ARCHITECTURE = "FalconForCausalLM"
 DEFAULTS: dict[str, Any] = {
@@ -72,6 +72,7 @@ def read(config: ConfigFile) -> DecoderSpec:
         positions = read_rope(config, head_dim)
         length = read_length(config, positions)
     spec = read_decoder(config, "falcon", KEYS, positions, length)
+    residual: Residual
     if is_new:
         norms = config.optional_integer("num_ln_in_parallel_attn") or 2
         residual = "parallel_two_norms" if norms == 2 else "parallel"

@@ -1,4 +1,4 @@
-"""Gemma: Llama's layout with scaled embeddings, norms whose weights are stored minus one, and heads of 256 dimensions."""
+"""Gemma: Llama's layout with scaled embeddings, norms whose weights are stored minus one, and large heads."""
 
 from __future__ import annotations
 
