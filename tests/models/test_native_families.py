@@ -16,6 +16,7 @@ from tgis_server.engines.native.models.decoder import StepInputs
 from tgis_server.engines.native.parameters import layouts
 from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.wire.messages import Wanted
 from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
 
 LENGTHS = (5, 23, 1, 40)
@@ -74,6 +75,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
     },
     "codegen": {"model_type": "codegen", "num_attention_heads": 4, "rotary_dim": 8},
+    "cohere": {"model_type": "cohere", "logit_scale": 0.5},
+    "cohere-qk-norm": {
+        "model_type": "cohere",
+        "use_qk_norm": True,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+    },
     "falcon": {"model_type": "falcon"},
     "falcon-new": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
     "falcon-new-one-norm": {
@@ -82,7 +90,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_kv_heads": 2,
         "num_ln_in_parallel_attn": 1,
     },
-    # With 4 heads, slopes and their products with these positions are exact in bfloat16, as which the class has them.
+    # With 4 heads, slopes and products with these positions are exact in bfloat16, which the class uses for them.
     "falcon-alibi": {
         "model_type": "falcon",
         "alibi": True,
@@ -108,6 +116,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "helium": {"model_type": "helium", "head_dim": 16, "attention_bias": True, "mlp_bias": True},
     "mpt": {"model_type": "mpt", "num_attention_heads": 6, "hidden_size": 96},  # 6 is not a power of two
     "mpt-limited": {"model_type": "mpt", "attn_config": {"clip_qkv": 0.7, "softmax_scale": 0.3}},
+    "nemotron": {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True},
+    "olmo": {"model_type": "olmo"},
+    "olmo-limited": {"model_type": "olmo", "clip_qkv": 0.7, "attention_bias": True},
     "opt": {"model_type": "opt", "ffn_dim": 96},
     "opt-without-biases": {"model_type": "opt", "enable_bias": False, "activation_function": "gelu"},
     "persimmon": {"model_type": "persimmon"},
@@ -127,17 +138,21 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("chunk", [None, 7], ids=["whole", "chunks of 7"])
-def test_a_mixed_batch_generates_the_same_tokens_as_transformers(
+def test_a_mixed_batch_has_the_tokens_and_log_probabilities_of_transformers(
     name: str, chunk: int | None, model: Callable[..., Model], driver: Callable[..., Driver]
 ) -> None:
     tiny = model(**MODELS[name])
     prompts = [prompt_of(length, seed=length) for length in LENGTHS]
-    jobs = [Job(prompt, NUM_TOKENS, chunk=chunk or 1 << 30) for prompt in prompts]
+    wanted = Wanted(logprobs=True, input_tokens=True)
+    jobs = [Job(prompt, NUM_TOKENS, wanted=wanted, chunk=chunk or 1 << 30) for prompt in prompts]
 
-    ours = driver(tiny).run(jobs, start_every=2)
+    driver(tiny).run(jobs, start_every=2)
 
-    for prompt, generated in zip(prompts, ours, strict=True):
-        assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, NUM_TOKENS))
+    for job in jobs:
+        assert_same_tokens(tiny.oracle, job.prompt, job.generated, tiny.expected(job.prompt, NUM_TOKENS))
+        logprobs = tiny.oracle.logits(job.prompt).log_softmax(-1)[:-1]
+        expected = logprobs.gather(1, torch.tensor(job.prompt[1:], dtype=torch.int64)[:, None])[:, 0].tolist()
+        assert [detail.logprob for detail in job.prompt_details] == pytest.approx(expected, abs=1e-4)
 
 
 def test_gemma_rounds_its_embedding_scale(model: Callable[..., Model], driver: Callable[..., Driver]) -> None:

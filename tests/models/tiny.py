@@ -58,10 +58,11 @@ def edit_config(directory: Path, **changes: Any) -> None:
 
 
 class Oracle:
-    """transformers with eager attention, in float32."""
+    """transformers with eager attention, in float32. Falcon's eager attention counts ALiBi twice."""
 
     def __init__(self, directory: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
+        attention = "sdpa" if AutoConfig.from_pretrained(directory).model_type == "falcon" else "eager"
+        self.model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation=attention, dtype=torch.float32)
         self.model.eval()
 
     @torch.inference_mode()

@@ -14,6 +14,7 @@ Norm = Literal[
     "rms",  # x / rms(x) * weight
     "rms_plus_one",  # x / rms(x) * (1 + weight), in float32, as in Gemma
     "layer",  # LayerNorm
+    "layer_plus_one",  # LayerNorm with 1 + weight, as in Nemotron
 ]
 Residual = Literal[
     "serial",  # x += attention(norm(x)); x += mlp(norm(x))
@@ -100,6 +101,7 @@ class DecoderSpec:
     activation: Activation = "silu"
     is_mlp_gated: bool = True  # down(activation(gate(x)) * up(x)), else down(activation(up(x)))
     # Biases
+    has_norm_weight: bool = True
     has_norm_bias: bool = False
     has_qkv_bias: bool = False
     has_o_bias: bool = False

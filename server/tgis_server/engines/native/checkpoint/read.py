@@ -14,7 +14,7 @@ from torch import Tensor
 from tgis_server import failures
 from tgis_server.engines.api import Progress
 from tgis_server.engines.native.checkpoint.inspect import Checkpoint
-from tgis_server.engines.native.parameters.pieces import Parameter, Piece, RankSlice, slice_of
+from tgis_server.engines.native.parameters.pieces import Kind, Parameter, Piece, RankSlice, slice_of
 from tgis_server.model_files import ITEM_BYTES
 
 PHASE = "reading weights"
@@ -75,7 +75,8 @@ def _read_parameter(
             raise failures.WEIGHTS_UNREADABLE.error(file=info.file, reason=error) from error
         share[end:].zero_()
         if piece.stored.paired_rows:
-            _unpair(share.view(-1, checkpoint.spec.head_dim, *share.shape[1:])[:, : piece.stored.paired_rows])
+            inputs = share.shape[1:] if parameter.kind is Kind.LINEAR else ()
+            _unpair(share.view(-1, checkpoint.spec.head_dim, *inputs)[:, : piece.stored.paired_rows])
         start += part.padded_rows
     return target
 

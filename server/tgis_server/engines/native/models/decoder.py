@@ -151,20 +151,21 @@ class Stack:
 
     def _norm(self, name: str) -> Norm:
         """The norm of that name; one that changes nothing if the family has none there."""
-        if name not in self._weights:
+        if name not in self._weights and self._spec.has_norm_weight:
             return self._ops.make_norm(None, None, None, 0.0)
         bias = self._weights.get(f"{name}_bias")
-        return self._ops.make_norm(self._spec.norm, self._weights[name], bias, self._spec.norm_eps)
+        return self._ops.make_norm(self._spec.norm, self._weights.get(name), bias, self._spec.norm_eps)
 
     def _qk_norm(self, prefix: str) -> Norm | None:
         if self._spec.qk_norm is None:
             return None
         weight = self._of_heads(f"{prefix}q_norm", f"{prefix}k_norm")
-        bias = self._of_heads(f"{prefix}q_norm_bias", f"{prefix}k_norm_bias") if self._spec.has_norm_bias else None
+        has_bias = f"{prefix}q_norm_bias" in self._weights
+        bias = self._of_heads(f"{prefix}q_norm_bias", f"{prefix}k_norm_bias") if has_bias else None
         return self._ops.make_norm(self._spec.qk_norm, weight, bias, self._spec.norm_eps)
 
     def _of_heads(self, query: str, key: str) -> Tensor:
-        """(H + K, head_dim): the vector named ``query`` once per query head, then ``key`` once per key head."""
+        """(H + K, head_dim): the vector of each query head, then of each key head; all heads may share one."""
         of_queries = self._weights[query].expand(self.heads.num_heads, -1)
         return torch.cat([of_queries, self._weights[key].expand(self.heads.num_kv_heads, -1)])
 

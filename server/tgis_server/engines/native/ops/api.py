@@ -161,9 +161,9 @@ class Ops(Protocol):
         ...
 
     def make_norm(self, kind: spec.Norm | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm:
-        """A norm of this kind. ``weight`` may have leading dimensions, such as one row per head.
+        """A norm of this kind. ``weight`` may have leading dimensions, such as one row per head; LayerNorms need none.
 
-        ``None``, without a weight, stands in for a norm that a layer does not have.
+        ``kind`` ``None`` stands in for a norm that a layer does not have.
         """
         ...
 

@@ -38,13 +38,13 @@ class RmsNormPlusOne(RmsNorm):
 class LayerNorm:
     """(x - mean(x)) / std(x) * weight + bias."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
         self._weight = weight
         self._bias = bias
         self._eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, self._weight.shape, self._weight, self._bias, self._eps)
+        return functional.layer_norm(x, (x.shape[-1],), self._weight, self._bias, self._eps)
 
     def add(self, residual: Tensor, x: Tensor, scale: float) -> Tensor:
         return self(residual.add_(x, alpha=scale))
@@ -52,6 +52,8 @@ class LayerNorm:
 
 class LayerNormOfHeads(LayerNorm):
     """A LayerNorm with weights per head."""
+
+    _weight: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         scaled = functional.layer_norm(x, (x.shape[-1],), None, None, self._eps) * self._weight
@@ -72,9 +74,11 @@ RMS_NORMS = {"rms": RmsNorm, "rms_plus_one": RmsNormPlusOne}
 
 
 def make_norm(kind: spec.Norm | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm:
-    if kind is None or weight is None:
+    if kind is None:
         return NoNorm()
-    if kind == "layer":
-        return (LayerNorm if weight.dim() == 1 else LayerNormOfHeads)(weight, bias, eps)
-    assert bias is None, "an RMS norm has no bias"
+    if kind == "layer_plus_one" and weight is not None:
+        weight = weight + 1
+    if kind in ("layer", "layer_plus_one"):
+        return (LayerNormOfHeads if weight is not None and weight.dim() > 1 else LayerNorm)(weight, bias, eps)
+    assert weight is not None and bias is None, "an RMS norm has a weight and no bias"
     return RMS_NORMS[kind](weight, eps)

@@ -26,13 +26,17 @@ class LayerRows:
 
 def separate_qkv(prefix: str, spec: DecoderSpec) -> list[LayerRows]:
     """Queries, keys and values, each in a checkpoint layer of its own: ``q_proj``, ``k_proj`` and ``v_proj``."""
-    head = spec.head_dim
-    rotated = Stored(paired_rows=spec.rope.rotary_dim if spec.rope and spec.rope.is_paired else 0)
+    head, rotated = spec.head_dim, rotated_rows(spec)
     return [
         LayerRows(prefix + "q_proj", spec.num_heads * head, Split.ROWS, rotated),
         LayerRows(prefix + "k_proj", spec.num_kv_heads * head, Split.KV_HEADS, rotated),
         LayerRows(prefix + "v_proj", spec.num_kv_heads * head, Split.KV_HEADS),
     ]
+
+
+def rotated_rows(spec: DecoderSpec) -> Stored:
+    """How a tensor of queries or keys alone is stored."""
+    return Stored(paired_rows=spec.rope.rotary_dim) if spec.rope and spec.rope.is_paired else CONTIGUOUS
 
 
 def stacked(layer: str, parts: list[tuple[int, Split]], *, is_transposed: bool = False) -> list[LayerRows]:

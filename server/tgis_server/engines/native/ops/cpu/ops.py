@@ -35,7 +35,7 @@ from tgis_server.engines.sampling.compiled import CompiledSampling
 from tgis_server.engines.sampling.staging import Staging
 
 DTYPES = {torch.float32: interface.FLOAT32, torch.bfloat16: interface.BFLOAT16}
-NORMS = {None: 0, "rms": 1, "rms_plus_one": 1, "layer": 2}  # NormKind
+NORMS = {None: 0, "rms": 1, "rms_plus_one": 1, "layer": 2, "layer_plus_one": 2}  # NormKind
 ACTIVATIONS: dict[spec.Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu_squared": 4}
 NONE = -1  # no buffer
 UNCACHED_BLOCK = 64  # tokens
@@ -57,7 +57,7 @@ class CpuNorm:
     ) -> None:
         self.kind = NORMS[kind]
         self.weight = None if weight is None else weight.float().contiguous()
-        if kind == "rms_plus_one" and self.weight is not None:
+        if kind in ("rms_plus_one", "layer_plus_one") and self.weight is not None:
             self.weight = self.weight + 1
         self.bias = None if bias is None else bias.float().contiguous()
         self.eps = eps
