@@ -1,4 +1,4 @@
-"""Every word of a spec matters: if it is changed, some family's model answers differently. Nothing is read and ignored."""
+"""Every word of a spec matters: if it is changed, some family's model answers differently."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ STRETCHING = {"linear": "linear scaling", "dynamic": "dynamic scaling", "yarn": 
 def read_length(config: ConfigFile, rope: RopeSpec | None, key: str = "max_position_embeddings") -> Length:
     """The config's positions, times the factor of a rope that stretches them.
 
-    ``key`` is the one for which the model's class has a default. With ``llama3`` and ``longrope``, the config states the
-    stretched number; YaRN stretches the original one.
+    The model's class has a default for ``key``. With ``llama3`` and ``longrope``, the config states the stretched
+    number; YaRN stretches the original one.
 
     Raises:
         ModelError: the product is less than 1 or too large for an integer field.

@@ -1,4 +1,4 @@
-"""Cohere (Command R): LayerNorms without biases, attention and MLP in parallel, and norms over each head in some models."""
+"""Cohere (Command R): LayerNorms without biases, attention and MLP in parallel, and in some models norms over heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nemotron and Minitron: LayerNorms with weights stored minus one, partial rotation, and a plain MLP with a squared ReLU."""
+"""Nemotron: LayerNorms whose weights are stored minus one, partial rotation, and a plain MLP with a squared ReLU."""
 
 from __future__ import annotations
 

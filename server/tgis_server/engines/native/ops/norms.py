@@ -80,5 +80,6 @@ def make_norm(kind: spec.Norm | None, weight: Tensor | None, bias: Tensor | None
         weight = weight + 1
     if kind in ("layer", "layer_plus_one"):
         return (LayerNormOfHeads if weight is not None and weight.dim() > 1 else LayerNorm)(weight, bias, eps)
-    assert weight is not None and bias is None, "an RMS norm has a weight and no bias"
+    assert weight is not None, "an RMS norm has a weight"
+    assert bias is None, "an RMS norm has no bias"
     return RMS_NORMS[kind](weight, eps)
