@@ -58,7 +58,20 @@ EXTRA_VALUES: dict[str, dict[str, Any]] = {
         "head_dim": 16,
     },
     "seed_oss": {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True, "head_dim": 16},
+    "ministral": {"head_dim": 16, "sliding_window": 12},
     "mistral": {"head_dim": 16, "sliding_window": 12},
+    "smollm3": {
+        "hidden_size": 1024,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "head_dim": 32,
+        "tie_word_embeddings": False,
+        "num_hidden_layers": 36,
+        "no_rope_layers": [0, 1] * 18,
+        "no_rope_layer_interval": 2,
+        "use_sliding_window": True,
+        "sliding_window": 12,
+    },
     "qwen2": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
     "qwen3": {
         "attention_bias": True,
@@ -112,6 +125,22 @@ OWN_SPELLINGS: dict[str, dict[str, Any]] = {
         "use_qk_norm": True,
         "attention_bias": True,
         "tie_word_embeddings": False,
+    },
+    "cohere2": {
+        **{key: STATED[key] for key in STATED if key != "rms_norm_eps"},
+        "num_attention_heads": 32,
+        "layer_norm_eps": 1e-3,
+        "logit_scale": 0.5,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "sliding_window": 12,
+        "sliding_window_pattern": 2,
+    },
+    "exaone4": {
+        **STATED,
+        "num_attention_heads": 64,
+        "sliding_window": 12,
+        "sliding_window_pattern": 2,
     },
     "nemotron": {
         **{key: STATED[key] for key in STATED if key != "rms_norm_eps"},
@@ -232,13 +261,16 @@ VALUES = {
     for family in FAMILIES
 }
 REFUSED = {  # transformers refuses these nulls
-    (family, "num_key_value_heads") for family in ("mistral", "gemma", "gemma2", "glm4", "helium", "starcoder2")
-}
+    (family, "num_key_value_heads")
+    for family in ("mistral", "ministral", "gemma", "gemma2", "glm4", "helium", "starcoder2", "exaone4")
+} | {("exaone4", "sliding_window")}
 WITHOUT_EFFECT = {  # beside the values of other keys; the original length is only used by longrope
     ("falcon", "multi_query"),
     ("falcon", "parallel_attn"),
     ("falcon", "rope_parameters"),
     ("gpt_neo", "num_layers"),  # no other number agrees with the default of attention_types
+    ("smollm3", "num_hidden_layers"),  # nor with the length of no_rope_layers
+    ("smollm3", "no_rope_layer_interval"),
 }
 OTHER_SPELLINGS = {
     "rope_scaling",

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tgis_server.engines.native.families import ALL_FAMILIES, llama
 from tgis_server.engines.native.models.decoder import StepInputs
-from tgis_server.engines.native.parameters import layouts
-from tgis_server.engines.native.parameters.pieces import Parameter
-from tgis_server.engines.native.spec import DecoderSpec
 from tgis_server.wire.messages import Wanted
 from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
 
@@ -82,6 +76,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "tie_word_embeddings": True,
     },
+    "cohere2": {"model_type": "cohere2", "sliding_window": 9, "logit_scale": 0.5, "attention_bias": True},
+    "exaone4": {"model_type": "exaone4", "sliding_window": 9, "sliding_window_pattern": 2},
+    "exaone4-no-window": {"model_type": "exaone4", "sliding_window": None, "layer_types": ["full_attention"] * 3},
     "falcon": {"model_type": "falcon"},
     "falcon-new": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
     "falcon-new-one-norm": {
@@ -114,6 +111,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt-neox": {"model_type": "gpt_neox", "rotary_pct": 0.5},
     "gpt-neox-serial": {"model_type": "gpt_neox", "use_parallel_residual": False, "attention_bias": False},
     "helium": {"model_type": "helium", "head_dim": 16, "attention_bias": True, "mlp_bias": True},
+    "ministral": {
+        "model_type": "ministral",
+        "head_dim": 16,
+        "sliding_window": 9,
+        "layer_types": ["full_attention", *["sliding_attention"] * 2],
+    },
     "mpt": {"model_type": "mpt", "num_attention_heads": 6, "hidden_size": 96},  # 6 is not a power of two
     "mpt-limited": {"model_type": "mpt", "attn_config": {"clip_qkv": 0.7, "softmax_scale": 0.3}},
     "nemotron": {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True},
@@ -124,6 +127,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "persimmon": {"model_type": "persimmon"},
     "persimmon-without-norms": {"model_type": "persimmon", "qk_layernorm": False},
     "seed-oss": {"model_type": "seed_oss", "head_dim": 32, "attention_out_bias": True},
+    "smollm3": {"model_type": "smollm3", "no_rope_layer_interval": 2, "attention_bias": True},
+    "smollm3-window": {
+        "model_type": "smollm3",
+        "no_rope_layers": [1, 0, 1],
+        "use_sliding_window": True,
+        "sliding_window": 9,
+    },
     "starcoder2": {"model_type": "starcoder2"},
     "starcoder2-window": {"model_type": "starcoder2", "sliding_window": 11, "use_bias": False},
     "phi": {"model_type": "phi", "qk_layernorm": True},
@@ -202,38 +212,3 @@ def test_rows_of_very_different_lengths_share_a_step(
 
     for prompt, generated in zip(prompts, ours, strict=True):
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 12))
-
-
-def olmo2_parameters(spec: DecoderSpec) -> list[Parameter]:
-    found = llama.outer_parameters(spec)
-    for layer in range(spec.num_layers):
-        theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
-        for norm in ("q_norm", "k_norm"):
-            found += layouts.norm(ours + norm, f"{theirs}self_attn.{norm}", spec.head_dim)
-        found += [
-            *layouts.norm(ours + "attention_post_norm", theirs + "post_attention_layernorm", spec.hidden_size),
-            *layouts.norm(ours + "mlp_post_norm", theirs + "post_feedforward_layernorm", spec.hidden_size),
-            *llama.split_qkv(spec, layer),
-            *llama.split_gate_up(spec, layer),
-            *layouts.o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
-        ]
-    return found
-
-
-def test_layers_with_norms_only_after_attention_and_mlp(
-    model: Callable[..., Model], driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As in OLMo 2, which we do not support. With one head, its norm over all heads is a norm over each head."""
-    olmo2 = SimpleNamespace(
-        ARCHITECTURE="Olmo2ForCausalLM",
-        DEFAULTS=llama.DEFAULTS,
-        read=lambda config: replace(llama.read_llama(config, "olmo2"), residual="post_norm", qk_norm="rms"),
-        parameters=olmo2_parameters,
-    )
-    monkeypatch.setitem(ALL_FAMILIES, "olmo2", olmo2)
-    tiny = model("olmo2", num_attention_heads=1, num_key_value_heads=1)
-    prompt = prompt_of(23, seed=3)
-
-    ours = driver(tiny).run([Job(prompt, NUM_TOKENS, chunk=7)])
-
-    assert_same_tokens(tiny.oracle, prompt, ours[0], tiny.expected(prompt, NUM_TOKENS))

@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "bloom": {"model_type": "bloom"},
     "codegen": {"model_type": "codegen", "rotary_dim": 8},
     "cohere": {"model_type": "cohere", "use_qk_norm": True},
+    "exaone4": {"model_type": "exaone4", "sliding_window": 9, "sliding_window_pattern": 2},
     "falcon": {"model_type": "falcon", "num_attention_heads": 4},
     "falcon-new": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
     "falcon-alibi": {"model_type": "falcon", "alibi": True, "multi_query": False, "parallel_attn": False},

@@ -37,6 +37,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "logits_scale": ("granite", 1.0),
     "logits_cap": ("gemma2", 0.0),
     "windows": ("mistral-window", (None, None, None)),
+    "rotated_layers": ("smollm3", (True, True, True)),
     "positions": ("llama", RopeSpec(theta=77.0, rotary_dim=16)),
     "positions.rotary_dim": ("phi", RopeSpec(rotary_dim=4)),
     "positions.is_paired": ("gptj", RopeSpec(rotary_dim=8)),

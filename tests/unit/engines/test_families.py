@@ -444,6 +444,7 @@ def test_unsupported_features_of_a_class_are_refused(family: str, key: str, tmp_
         ("codegen", {"num_attention_heads": 6, "hidden_size": 96, "rotary_dim": 8}, ["n_head 6", "multiple of 4"]),
         ("gpt_neo", {"attention_types": [[["global", "wide"], 1]]}, ["attention_types", "wide"]),
         ("gpt_neo", {"attention_types": "global"}, ["attention_types", "'global'"]),
+        ("smollm3", {"no_rope_layers": [0, 2]}, ["no_rope_layers [0, 2]"]),
         ("gptj", {"rotary_dim": 7}, ["cannot rotate 7"]),
         ("mpt", {"attn_config": {"alibi": False}}, ["attn_config.alibi = False"]),
         ("mpt", {"attn_config": {"clip_qkv": -1}}, ["attn_config.clip_qkv is -1"]),

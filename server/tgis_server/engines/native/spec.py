@@ -119,6 +119,7 @@ class DecoderSpec:
     logits_cap: float = 0.0  # the same for logits, after scaling
     # Attention
     windows: tuple[int | None, ...] = ()  # per layer: tokens that a query sees, itself included; None = all
+    rotated_layers: tuple[bool, ...] = ()  # per layer: whether queries and keys are rotated; empty = all
     # The files
     dtype: str | None = None  # as stated in the config, if at all
     warnings: tuple[str, ...] = ()  # from reading the files

@@ -16,6 +16,14 @@ def windows_of_types(
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
+def read_windows_between(config: ConfigFile, num_layers: int, interval: int) -> tuple[int | None, ...]:
+    """``sliding_window`` on the layers that ``layer_types`` calls sliding; by default, all but each ``interval``-th."""
+    window, types = config.optional_integer("sliding_window"), config.names("layer_types")
+    if types is None:
+        types = [LAYER_TYPES[(layer + 1) % interval != 0] for layer in range(num_layers)]
+    return windows_of_types(config, types, window, num_layers)
+
+
 def read_uniform_window(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
     """``sliding_window`` on all layers, as in Mistral and Phi-3, whose classes ignore ``layer_types``."""
     window = config.optional_integer("sliding_window")

@@ -35,12 +35,15 @@ KEYS = Keys(head_dim="", norm_eps="layer_norm_eps")
 
 
 def read(config: ConfigFile) -> DecoderSpec:
+    return replace(read_cohere(config, "cohere"), qk_norm="layer" if config.flag("use_qk_norm") else None)
+
+
+def read_cohere(config: ConfigFile, family: str) -> DecoderSpec:
     rope = replace(read_rope(config, read_head_dim(config, KEYS)), is_paired=True)
     attention_bias = config.flag("attention_bias")
     return replace(
-        read_decoder(config, "cohere", KEYS, rope, read_length(config, rope)),
+        read_decoder(config, family, KEYS, rope, read_length(config, rope)),
         norm="layer",
-        qk_norm="layer" if config.flag("use_qk_norm") else None,
         residual="parallel",
         has_qkv_bias=attention_bias,
         has_o_bias=attention_bias,

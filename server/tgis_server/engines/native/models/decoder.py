@@ -58,6 +58,7 @@ class LayerWeights:
     down_bias: Tensor | None
     mlp_post_norm: Norm
     modifiers: AttentionModifiers
+    is_rotated: bool
     next_norm: Norm  # the attention norm of the next layer, or the final norm
 
 
@@ -188,6 +189,7 @@ class Stack:
             down_bias=weights.get(prefix + "down_bias"),
             mlp_post_norm=self._norm(prefix + "mlp_post_norm"),
             modifiers=self.modifiers[self._spec.windows[index]],
+            is_rotated=not self._spec.rotated_layers or self._spec.rotated_layers[index],
             next_norm=next_norm,
         )
 
@@ -254,7 +256,8 @@ class Stack:
         qkv = ops.linear(x, layer.qkv, layer.qkv_bias, None)
         if self._spec.qkv_limit:
             qkv = ops.limit(qkv, self._spec.qkv_limit)
-        qkv = ops.prepare_qkv(qkv, self.heads, step.rotation, layer.qk_norm, step.cache, layer.index, step.plan)
+        rotation = step.rotation if layer.is_rotated else None
+        qkv = ops.prepare_qkv(qkv, self.heads, rotation, layer.qk_norm, step.cache, layer.index, step.plan)
         x = ops.attend(qkv, self.heads, step.cache, layer.index, step.plan, layer.modifiers)
         return ops.linear(x, layer.o, layer.o_bias, None)
 
