@@ -113,7 +113,8 @@ def metrics_page() -> str:
     lines += [
         "",
         "The engine's values are those of its last step, and a step is counted when it ends. A step that both prefills",
-        "and decodes counts under both methods, for the sequences of each; `tgi_step_*` count it once.",
+        "and decodes is counted under both methods, each with its own sequences; the `tgi_step_*` metrics count it",
+        "once.",
         "",
         "## Failures",
         "",
@@ -154,9 +155,9 @@ def failures_page() -> str:
         NOTICE,
         "# Failures\n",
         "If startup or a running server fails, one sentence says why: it is the launcher's last line, the beginning of",
-        "the termination log, and the answer of `/health` until the end. Words in capitals stand for values; the name",
-        "of the process or command may come first. The run directory is kept after the failure of a process;",
-        "`errors/NAME.log` in it has the traceback or the last lines of each failed process.",
+        "the termination log and, until the server exits, the answer from `/health`. Words in capitals stand for",
+        "values; the name of the process or command may come first. The run directory is kept after the failure of a",
+        "process; `errors/NAME.log` in it has the traceback or the last lines of each failed process.",
         "",
         "Several processes often fail together. The cause is the earliest error that is not a consequence of another.",
     ]

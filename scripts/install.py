@@ -160,7 +160,7 @@ class ProgressLine:
     def show(self, line: str, elapsed_s: float) -> None:
         """
         Args:
-            line: of pip's output.
+            line: a line of pip's output.
         """
         self._step = describe_step(line) or self._step
         step = f", {self._step}" if self._step else ""

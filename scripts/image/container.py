@@ -82,7 +82,7 @@ class Running:
         return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
     def ready(self) -> dict[str, Any]:
-        """The answer of /health/ready, asked from outside but in the container's network; empty if not ready."""
+        """The answer from /health/ready, asked from outside but in the container's network; empty if not ready."""
         with ThreadPoolExecutor(max_workers=1) as pool:  # a thread can join a network without its process
             return pool.submit(self._ask).result()
 

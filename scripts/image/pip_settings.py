@@ -23,9 +23,9 @@ OF_INSTALL = (":env:", "install", "global")  # the sections that `pip install` r
 class PipSettings:
     """
     Attributes:
-        text: of a configuration file that is valid in the container.
+        text: a configuration file that is valid in the container.
         secrets: name -> file of this machine, which the text expects at /run/secrets/NAME.
-        folders: of this machine, which the text expects at the same paths.
+        folders: those of this machine, which the text expects at the same paths.
     """
 
     text: str

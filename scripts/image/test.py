@@ -308,7 +308,7 @@ def try_server(
             return
         trial.check(f"{title}: ready after {time.monotonic() - started_at:.1f} s", True)
         is_compiled = server.wait(lambda: " on cpu (avx" in server.log(), PANEL_TIMEOUT_S)
-        trial.check(f"{title}: compiled operations serve", is_compiled, server.log())
+        trial.check(f"{title}: compiled operations are used", is_compiled, server.log())
         trial.check(f"{title}: the launcher is the first process, as user {UID}:0", server.identity() == (UID, 0))
         expected = server.run(*GENERATE)
         is_answer = expected.returncode == 0 and json.loads(expected.stdout)["generated_token_count"] == NUM_TOKENS

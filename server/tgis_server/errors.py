@@ -8,7 +8,7 @@
     │   └── ModelNotFound     no such model, or the name belongs to something else
     ├── NotEnoughDevices      too few devices, or too little memory or disk space               exit 4
     ├── GroupFailed           a process of the group died or hung                               exit 5
-    │   └── PeerLost          *another* process is gone: a consequence, not the first cause
+    │   └── PeerLost          *another* process is gone: a consequence, not the root cause
     ├── HubError              the model hub cannot be reached, or the connection breaks         exit 6
     └── RequestError          a single request fails
         ├── InvalidRequest    INVALID_ARGUMENT

@@ -142,7 +142,7 @@ def test_calls_wait_for_the_cause_when_a_shard_is_lost(is_draining: bool):
             await until(lambda: server.frontend.state.text == "The engine closed its connection.")
 
             await tell_end(server, KILLED)
-            await tell_end(server, "Only the first cause counts.")
+            await tell_end(server, "Only the root cause counts.")
 
             assert await failure_of(call) == (grpc.StatusCode.UNAVAILABLE, AS_THE_ORIGINAL + KILLED)
             assert await failing_probes(server) == dict.fromkeys(PROBES, KILLED)

@@ -1,4 +1,4 @@
-"""Every signal to every process in every phase: the exit code, the first cause and the fate of calls are as documented,
+"""Every signal to every process in every phase: the exit code, the root cause and the fate of calls are as documented,
 and nothing is left behind.
 
 Each cell is a separate test; a few run at once because they mostly wait. The table in docs/lifecycle.md documents the

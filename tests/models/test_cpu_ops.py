@@ -260,7 +260,7 @@ def test_a_rank_without_compiled_operations_keeps_the_others_from_them(name: str
     agreed, why = agree_on_ops(AnotherRankHasTorchOps(), ops, "", torch.bfloat16)
 
     assert agreed.kernels == ""
-    assert why == "The slower torch operations serve: another shard lacks the compiled ones."
+    assert why == "The slower torch operations are used: another shard lacks the compiled ones."
     assert agree_on_ops(SoloGroup(), ops, "", torch.bfloat16) == (ops, "")
 
 

@@ -675,7 +675,7 @@ VALUES = {
     "available: use more shards (--num-shard)",
     failures.MESSAGE_UNUSABLE: "The plan of step 3 cannot be applied: slots names slot 5, which is empty.",
     failures.STEP_TOO_LARGE: "Step 3 with 7 tokens of 1 sequences",
-    failures.GPU_OUT_OF_MEMORY: "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB were free;",
+    failures.GPU_OUT_OF_MEMORY: "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB was free;",
     failures.SHARED_MEMORY_FULL: "which has 64 MiB, of which 0 B is free",
     failures.CRASHED: "shard-1 crashed with SIGSEGV at an unknown place: its last lines are in the run directory;",
     failures.FILE_FORBIDDEN: f"/no/such/file cannot be opened by user {os.getuid()} (Permission denied, at ",

@@ -43,7 +43,7 @@ def make_fingerprint(
         server: the options of the server, as far as they are known.
         run: the options of the benchmark.
         machine: ``None``: it is examined now.
-        bandwidth: of the memory; ``None``: it is measured now, which takes about a second.
+        bandwidth: that of the memory; ``None``: it is measured now, which takes about a second.
     """
     machine = machine or probe_machine(environ)
     before = read_cpu_times()

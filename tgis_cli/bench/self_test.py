@@ -36,7 +36,7 @@ class SelfTestOptions:
 def run_self_test(options: SelfTestOptions, fingerprint: dict[str, Any]) -> Result:
     """
     Args:
-        fingerprint: of the machine and the versions.
+        fingerprint: that of the machine and the versions.
 
     Raises:
         GroupFailed: the null server or a worker ended.

@@ -85,7 +85,7 @@ class MetricsWatch:
         A bucket without a sample has the value of the next sample, which speaks for the second before it.
 
         Args:
-            started_at: of the level, on the monotonic clock.
+            started_at: when the level started, on the monotonic clock.
         """
         buckets = [self._pick(started_at + index * step_s, step_s) for index in range(num_steps)]
         names = ("waiting", "rows_per_step", "kv_used_share") if self.samples else ()

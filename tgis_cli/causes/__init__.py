@@ -1,1 +1,1 @@
-"""Finds the first cause of a failure from the evidence, and states it in one sentence."""
+"""Finds the root cause of a failure from the evidence, and states it in one sentence."""

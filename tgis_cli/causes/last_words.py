@@ -141,7 +141,7 @@ def find_asked_size(error: str) -> str:
     """The size of a failed allocation, as far as torch reports it."""
     size = r"([\d.]+ \w+)"
     if sizes := re.search(rf"allocate {size}.*total capacity of {size} of which {size} is free", error, re.DOTALL):
-        return f"{sizes[1]} while {sizes[3]} of {sizes[2]} were free"
+        return f"{sizes[1]} while {sizes[3]} of {sizes[2]} was free"
     num_bytes = re.search(r"tried to allocate (\d+) bytes", error)
     return format_bytes(int(num_bytes[1])) if num_bytes else UNKNOWN_SIZE
 

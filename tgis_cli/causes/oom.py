@@ -89,7 +89,7 @@ class OomWatch:
         """Take a sample.
 
         Args:
-            pids: of children by name, running or not.
+            pids: those of the children by name, running or not.
         """
         count, now = self._count_kills(), self._clock()
         if count is not None and self._count is not None and count > self._count:

@@ -50,7 +50,7 @@ def with_connection_options(body: Callable[..., None], *, protocol: str = GRPC) 
 
     Args:
         body: called as ``body(connection, ...)``: all parameters but the first become options of the command.
-        protocol: of the address, ``GRPC`` or ``HTTP``.
+        protocol: the address's, ``GRPC`` or ``HTTP``.
     """
     own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
     url = Annotated[str | None, option("--url", metavar="HOST:PORT", text=URL_HELP[protocol])]

@@ -38,7 +38,7 @@ def check(address: Address, files: TlsFiles | None, service: str, timeout_s: flo
 def explain(address: Address, service: str, error: object, timeout_s: float) -> str:
     status = error.code().name  # type: ignore[attr-defined]
     if status == "DEADLINE_EXCEEDED":
-        return f"No answer from {address.target} within {timeout_s:g} s: the server is overloaded or hangs."
+        return f"No answer from {address.target} within {timeout_s:g} s: the server is overloaded or hung."
     if status in ("UNIMPLEMENTED", "NOT_FOUND"):
         return f"The gRPC server at {address.target} has no health service {service}: it is not TGIS."
     return f"The gRPC server at {address.target} does not report its health: {error.details()} ({status})."  # type: ignore[attr-defined]

@@ -76,8 +76,8 @@ def explain_error(address: Address, error: OSError | UnicodeError, timeout_s: fl
         return f"The name {address.host}{origin} does not resolve: check its spelling, and the DNS of this machine."
     if isinstance(error, TimeoutError):
         return (
-            f"No answer from {address.target}{origin} within {timeout_s:g} s: the server is overloaded or hangs, or a "
-            "firewall drops the packets."
+            f"No answer from {address.target}{origin} within {timeout_s:g} s: the server is overloaded or hung, or a "
+            "firewall is dropping the packets."
         )
     if error.errno == errno.ECONNREFUSED:
         if address.server is not None:

@@ -190,7 +190,7 @@ def print_answer(probe: str, status: int, body: bytes, address: Address, *, as_j
 def print_grpc_answer(probe: str, status: str, address: Address, *, as_json: bool) -> int:
     """
     Args:
-        status: of ``grpc.health.v1``, such as ``SERVING``.
+        status: a status of ``grpc.health.v1``, such as ``SERVING``.
     """
     is_healthy = status == "SERVING"
     if as_json:

@@ -26,7 +26,7 @@ HELP = {
     "/retry": "complete the last text again",
     "/set": "show all parameters",
     "/set NAME VALUE": f"set one, such as /set top_k 5; {DEFAULT} resets it",
-    "/show": "show the model, the server, and what is set",
+    "/show": "show the model, the server's limits, and the parameters you have set",
     "/help": "show this list",
     "/bye": "leave; so does Ctrl-D",
     QUOTES: "begin and end a text of several lines",

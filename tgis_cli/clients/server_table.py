@@ -90,7 +90,7 @@ def describe_rows(rows: Sequence[Row], width: int | None) -> list[str]:
     """A line per server under a line of titles.
 
     Args:
-        width: of the terminal, or ``None`` if lines may have any length. If a server's line would be longer, its
+        width: the terminal's width, or ``None`` if lines may have any length. If a server's line would be longer, its
             model is on a line of its own, so that nothing is cut.
     """
     table = [list(COLUMNS), *([escape_controls(cell) for cell in row.cells()] for row in rows)]

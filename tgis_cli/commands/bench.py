@@ -22,14 +22,14 @@ COMMANDS = {
 }
 # With which the commands end; docs/benchmarking.md has this table.
 EXIT_CODES = {
-    0: "done; of `compare`, no figure is worse",
-    EXIT_UNEXPECTED: "no server, a server that went away, no completed request, or figures that cannot be trusted; of "
+    0: "done; for `compare`, no figure is worse",
+    EXIT_UNEXPECTED: "no server, a server that went away, no completed request, or figures that cannot be trusted; for "
     "`compare`, a regression; also an unexpected error, which is a bug",
     UsageError.exit_code: "wrong options, a file that cannot be read or written, or lengths above those of the model",
     ModelError.exit_code: "the model that the command should start is missing, damaged or not served",
     NotEnoughDevices.exit_code: "too few GPUs for that model, or too little memory or disk space",
-    GroupFailed.exit_code: "a process failed: of a server that the command started, of the engine, or of the load "
-    "generator before a level was measured",
+    GroupFailed.exit_code: "a process failed in the server that the command started, in the engine or, before any "
+    "level was measured, in the load generator",
     128 + signal.SIGHUP: "SIGHUP, because the terminal was closed: like Ctrl-C",
     128 + signal.SIGINT: "Ctrl-C; once the measurement has begun, with what was measured until then",
     EXIT_BROKEN_PIPE: "nobody reads stdout any more",

@@ -43,7 +43,7 @@ def check_before_start(run: Run, machine: Machine, sizes: ModelSizes | None) -> 
     """All checks of a run, except for its ports. Its directory must exist.
 
     Args:
-        sizes: of the model, whose files have been checked; ``None`` in a rehearsal.
+        sizes: those of the model, whose files have been checked; ``None`` in a rehearsal.
 
     Raises:
         UsageError, ModelError, NotEnoughDevices: the first problem.

@@ -19,7 +19,7 @@ def describe_options(
     """A table per group of options, and one of inferred values if there are any.
 
     Args:
-        width: of the terminal; ``None`` leaves each row on one line.
+        width: the terminal's width; ``None`` leaves each row on one line.
         is_colored: titles are bold, and defaults dimmed.
     """
     tables = {group: list(list_options(loaded, group)) for group in GROUPS}

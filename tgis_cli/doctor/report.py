@@ -24,7 +24,7 @@ def describe_verdicts(verdicts: Sequence[Verdict], width: int | None, *, is_colo
     """Yield lines: verdicts with their fixes by group, and a summary.
 
     Args:
-        width: of the terminal; ``None`` leaves each sentence on one line.
+        width: the terminal's width; ``None`` leaves each sentence on one line.
     """
     for group, members in itertools.groupby(verdicts, key=lambda verdict: GROUP_OF[verdict.check]):
         yield group

@@ -48,7 +48,7 @@ def write_args(
     Args:
         model: empty for the demo model.
         values: by name of the option.
-        reasons: of the values that the user did not give, by name of the option.
+        reasons: those of the values that the user did not give, by name of the option.
     """
     yield "launch"
     if model:

@@ -241,7 +241,7 @@ def make_model_volumes(workload: Workload) -> list[Any]:
 
 
 def model_room(workload: Workload) -> int:
-    """Bytes of a volume for the model: whole GiB, with a tenth to spare."""
+    """The size of a volume for the model, in bytes: whole GiB, with a tenth to spare."""
     return round_up(workload.num_bytes + workload.num_bytes // 10, GIB)
 
 

@@ -121,7 +121,7 @@ def size_for_gpus(fit: Fit, stated: str, num_bytes: int, num_files: int, cpus: i
     """
     Args:
         stated: the GPUs of the plan, in words.
-        num_bytes: of the files of weights.
+        num_bytes: the total size of the weight files.
         cpus: ``--cpu-cores``.
     """
     shards = fit.num_shard

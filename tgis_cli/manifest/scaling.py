@@ -42,7 +42,7 @@ def make_disruption_budget(workload: Workload) -> Explained:
 def make_autoscaler(workload: Workload, kind: str, name: str) -> Explained:
     """
     Args:
-        kind: of the object that is scaled.
+        kind: the kind of the object that is scaled.
         name: its name.
     """
     makers = {"hpa": make_horizontal_autoscaler, "keda": make_scaled_object}

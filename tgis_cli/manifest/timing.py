@@ -37,7 +37,7 @@ def decide_timing(loaded: LoadedConfig, num_bytes: int, *, fetch_bytes: int, is_
     """
     Args:
         loaded: the launch options. Given times are kept; the defaults differ from those outside a cluster.
-        num_bytes: of the files that a start reads.
+        num_bytes: the total size of the files that a start reads.
         fetch_bytes: that an init container writes before that.
         is_hub: whether it downloads them.
     """

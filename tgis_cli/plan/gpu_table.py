@@ -1,4 +1,4 @@
-"""NVIDIA GPUs by name, in any spelling, with the memory that CUDA can allocate; for plans about other machines."""
+"""NVIDIA GPUs by name, however written, with the memory that CUDA can allocate; for plans about other machines."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def usable_bytes(nominal_gb: float) -> int:
 
 
 def find_cards(name: str) -> list[Card]:
-    """The cards of a name in any spelling; several if its size is missing, none if it is unknown."""
+    """The cards of a name, however it is written; several if its size is missing, none if it is unknown."""
     if LAPTOP.search(name):
         return []
     keys = squeeze_name(name), squeeze_name(re.sub(r"(?<=\d)\s*gi?b?\b", "", name, flags=re.IGNORECASE))

@@ -21,7 +21,7 @@ def describe_report(report: PlanReport, width: int | None = None) -> Iterator[st
     """All lines except the problem, which goes to stderr.
 
     Args:
-        width: of the terminal; ``None`` leaves lines whole.
+        width: the terminal's width; ``None`` leaves lines whole.
     """
     yield from wrap(f"{report.source.model} ({report.source.where})", width, rest=HANGING)
     yield from lines_of(describe_model(report), width)
@@ -114,7 +114,7 @@ def describe_fit(fit: Fit, dtype: str, *, is_chosen: bool) -> dict[str, str]:
     """The values of a number of shards, by name.
 
     Args:
-        dtype: of the computation; the files may have another.
+        dtype: the one of the computation; the files may have another.
     """
     facts = {
         "shards": f"{fit.num_shard}{' (chosen)' if is_chosen else ''}",

@@ -52,7 +52,7 @@ class Terminal:
     ) -> None:
         """
         Args:
-            names: of the processes.
+            names: the names of the processes.
             is_verbose: show every line on a terminal too; without it, only those that people need.
             is_shared: another process writes to the terminal too, and may have left the cursor within a line.
         """

@@ -149,7 +149,7 @@ def find_at_port(port: int, pid: int = 0) -> RunningServer | None:
     """This user's running server, but not of this process, that listens on a port here; ``None`` if there is none.
 
     Args:
-        pid: of the process that listens on the port, if the system reveals it.
+        pid: that of the process that listens on the port, if the system reveals it.
     """
     for server in find_running():
         if server.pid == os.getpid() or not server.is_in_this_network:

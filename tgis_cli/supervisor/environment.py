@@ -17,7 +17,7 @@ def child_environment(run: Run, rank: int | None, environ: Mapping[str, str]) ->
     """The environment variables of a child.
 
     Args:
-        rank: of a shard; ``None`` for the front-end.
+        rank: the shard's; ``None`` for the front-end.
         environ: the launcher's environment.
     """
     child = {name: value for name, value in make_environment(environ).items() if name not in SECRETS}

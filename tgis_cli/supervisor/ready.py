@@ -114,7 +114,7 @@ class Ready:
         """``0.0.0.0:8033 (all interfaces, TLS)``: what the server is bound to.
 
         Args:
-            tls: of the port: "off", "server" or "mutual".
+            tls: the port's: "off", "server" or "mutual".
         """
         host = bracket(self.run.config.host) or "*"
         facts = [*(["all interfaces"] if self.listens_on_all else []), *TLS_FACTS[tls]]

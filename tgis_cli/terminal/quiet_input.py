@@ -69,7 +69,7 @@ class ModeSwitch:
     def __init__(self, stream: TextIO, modes: int) -> None:
         """
         Args:
-            modes: of termios, such as ``ECHO``.
+            modes: termios flags, such as ``ECHO``.
         """
         self._stream = stream
         self._modes = modes

@@ -26,7 +26,7 @@ class Spinner:
     ) -> None:
         """
         Args:
-            column: of the cursor, from 0.
+            column: the cursor's, from 0.
             num_free: columns from the cursor to the right edge; with too few nothing is shown.
             describe: says what is being waited for; called at every turn.
             indent: separates the spinner from the text to its left.

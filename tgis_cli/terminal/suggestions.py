@@ -102,7 +102,7 @@ def explain_no_command(word: str, group: str, commands: Sequence[str]) -> str:
     """
     Args:
         group: what was typed before, such as ``tgis``.
-        commands: of the group.
+        commands: the group's.
     """
     other = OTHER_COMMANDS.get(word.lower(), ())
     if any(f"tgis {name}" == group for name in other):
@@ -122,7 +122,7 @@ def explain_no_option(word: str, params: Mapping[str, Any], command: str, comman
     """
     Args:
         word: what was typed, such as ``--rehears``.
-        commands: of a group.
+        commands: a group's.
         params: the options and arguments of the command by each of their names, as Typer knows them.
         command: such as ``tgis launch``.
     """

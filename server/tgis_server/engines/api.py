@@ -47,7 +47,7 @@ class ModelFacts:
     vocab_size: int
     end_ids: tuple[int, ...]  # end tokens of requests that do not choose their own
     weight_bytes: int = 0  # size in this rank's memory, as `tgis plan` predicts it
-    kernels: str = ""  # the instruction set of compiled operations on a CPU; empty: torch's operations serve
+    kernels: str = ""  # the instruction set of compiled operations on a CPU; empty: torch's operations are used
     notes: tuple[str, ...] = ()  # e.g. "max_sequence_length lowered from 131072 to 8192: ..."
 
 

@@ -124,14 +124,14 @@ class CpuOps:
     """The operations with which an engine computes on this machine's CPU."""
 
     state: Literal["packaged", "cached", "compiles", "reference"]  # compiles: at the next start, once
-    kernels: str  # the instruction set of compiled operations; empty: torch's serve
+    kernels: str  # the instruction set of compiled operations; empty: torch's are used
     reason: str  # why these
 
     @property
     def sentence(self) -> str:
         if self.kernels:
-            return f"Operations for {self.kernels} serve ({self.reason})."
-        return f"The slower torch operations serve: {self.reason}."
+            return f"Operations for {self.kernels} are used ({self.reason})."
+        return f"The slower torch operations are used: {self.reason}."
 
 
 class Door(Protocol):
@@ -160,7 +160,7 @@ class Door(Protocol):
         """Predict which operations will serve a model in ``dtype`` on this CPU; takes a few milliseconds.
 
         Args:
-            choice: of ``--cpu-ops``.
+            choice: the value of ``--cpu-ops``.
 
         Raises:
             UsageError: this CPU does not run what ``choice`` names.

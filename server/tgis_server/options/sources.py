@@ -127,9 +127,9 @@ def read_config_file(path: Path) -> tuple[dict[str, FileValue], list[str]]:
         if name not in known:
             spellings = [each.replace("_", "-") for each in known] if has_dashes else known
             hint = did_you_mean(key, spellings) or "`tgis config show` lists the options."
-            problems.append(f"Config file {path} has an unknown option {key} in line {line}. {hint}")
+            problems.append(f"Config file {path} has an unknown option {key} on line {line}. {hint}")
         elif name in found:
-            problems.append(f"Config file {path} sets {name} twice, in lines {found[name].line} and {line}.")
+            problems.append(f"Config file {path} sets {name} twice, on lines {found[name].line} and {line}.")
         else:
             found[name] = FileValue(value, line)
     return found, problems

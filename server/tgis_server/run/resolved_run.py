@@ -74,7 +74,7 @@ class Run:
 
     @property
     def errors_dir(self) -> Path:
-        """Each child writes its uncaught error here, where the launcher finds the first cause."""
+        """Each child writes its uncaught error here, where the launcher finds the root cause."""
         return self.run_dir / "errors"
 
     @property

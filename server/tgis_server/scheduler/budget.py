@@ -86,7 +86,7 @@ class StepTimes:
         self._is_stale = True
 
     def predict(self, load: StepLoad) -> float:
-        """Seconds of a step; 0 before the first observation."""
+        """The time that a step takes, in seconds; 0 before the first observation."""
         fixed, per_token, per_product, per_key = self._fit()
         return fixed + per_token * load.num_tokens + per_product * load.num_products + per_key * load.num_keys
 

@@ -10,7 +10,7 @@ from tgis_server.wire.messages import Submit
 
 
 def reserved_tokens(submit: Submit) -> int:
-    """Tokens of a request's encoder, prompt and longest output; the last generated token is never computed."""
+    """How many tokens encoder, prompt and longest output have together; the last output token is never computed."""
     return len(submit.encoder_ids) + len(submit.prompt_ids) + submit.max_new_tokens - 1
 
 

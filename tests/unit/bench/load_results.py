@@ -44,7 +44,7 @@ def make_result(
         concurrencies: one level each; by default three.
         fails: the share of calls that fail.
         most: calls in each level.
-        facts: of the result.
+        facts: those of the result.
     """
     levels = [
         make_level(number, has_server=has_server, is_streamed=is_streamed, fails=fails, most=most)

@@ -196,7 +196,7 @@ def test_a_traceback_on_stderr_is_explained_like_a_record():
 
     assert cause.sentence.startswith(
         "shard-1 ran out of GPU memory (at tgis_server/engines/native/runner.py:123 in launch): "
-        "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB were free; "
+        "it asked for 2.00 GiB while 1.25 GiB of 79.15 GiB was free; "
     )
     assert cause.exit_code == 4
 

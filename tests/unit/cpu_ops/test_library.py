@@ -172,7 +172,7 @@ def test_full_disks_everywhere_leave_the_torch_operations_and_a_sentence(tmp_pat
 
     assert opened.cdll is None
     assert opened.why == (
-        "The slower torch operations serve: others could not be compiled ("
+        "The slower torch operations are used: others could not be compiled ("
         f"{tmp_path}/cache/tgis/cpu_ops: error: x.s: No space left on device; "
         f"{tmp_path}/run/cpu_ops: error: x.s: No space left on device)."
     )
@@ -195,7 +195,7 @@ def test_what_keeps_the_compiled_operations_from_serving_is_foreseen(
     opened = library.open_library(note([]), environ=environ, cpuinfo=cpuinfo, **asked)
     foreseen = library.describe_cpu_ops("auto", asked.get("dtype", "float32"), environ, cpuinfo)
 
-    assert opened == library.Opened(why=f"The slower torch operations serve: {why}.")
+    assert opened == library.Opened(why=f"The slower torch operations are used: {why}.")
     assert foreseen == CpuOps("reference", "", why)
 
 
@@ -203,7 +203,7 @@ def test_the_option_may_ask_for_the_torch_operations(tmp_path: Path):
     environ = prepare(tmp_path)
 
     assert open_with(tmp_path, environ, {"choice": "reference"}) == library.Opened(
-        why="The slower torch operations serve: --cpu-ops is reference."
+        why="The slower torch operations are used: --cpu-ops is reference."
     )
     assert describe(tmp_path, environ, "reference") == CpuOps("reference", "", "--cpu-ops is reference")
     assert not (tmp_path / "log").exists()
@@ -224,7 +224,7 @@ def test_kernels_that_fail_their_self_test_are_replaced_by_the_next_and_not_test
     opened = open_with(tmp_path, environ)
 
     reason = f"self-tests fail on this machine, of avx512: {found}"
-    assert (opened.kernels, opened.why) == ("avx2", f"Operations for avx2 serve ({reason}).")
+    assert (opened.kernels, opened.why) == ("avx2", f"Operations for avx2 are used ({reason}).")
     assert open_with(tmp_path, environ) == opened
     assert describe(tmp_path, environ) == CpuOps("cached", "avx2", reason)
     assert (tmp_path / "tested").read_text() == "avx512 avx2 "
@@ -236,7 +236,7 @@ def test_the_torch_operations_serve_if_all_kernels_fail(tmp_path: Path):
     opened = open_with(tmp_path, environ)
 
     reason = "self-tests fail on this machine, of avx512: linear; of avx2: linear"
-    assert opened == library.Opened(why=f"The slower torch operations serve: {reason}.")
+    assert opened == library.Opened(why=f"The slower torch operations are used: {reason}.")
     assert describe(tmp_path, environ) == CpuOps("reference", "", reason)
 
 

@@ -197,16 +197,20 @@ def test_less_than_one_cpu_is_a_warning():
 @pytest.mark.parametrize(
     ("found", "values", "expected"),
     [
-        (CpuOps("cached", "avx2", "compiled earlier"), {}, [("ok", "Operations for avx2 serve (compiled earlier).")]),
+        (
+            CpuOps("cached", "avx2", "compiled earlier"),
+            {},
+            [("ok", "Operations for avx2 are used (compiled earlier).")],
+        ),
         (
             CpuOps("reference", "", "there is no C++ compiler"),
             {},
-            [("warn", "The slower torch operations serve: there is no C++ compiler.")],
+            [("warn", "The slower torch operations are used: there is no C++ compiler.")],
         ),
         (
             CpuOps("reference", "", "--cpu-ops is reference"),
             {"cpu_ops": "reference"},
-            [("ok", "The slower torch operations serve: --cpu-ops is reference.")],
+            [("ok", "The slower torch operations are used: --cpu-ops is reference.")],
         ),
         (CpuOps("reference", "", "unused"), {"gpus": GPUS}, []),
     ],

@@ -131,7 +131,7 @@ def test_a_size_that_is_advised_is_large_enough_when_it_is_pasted(count: int, te
 
 
 def test_an_unknown_option_in_a_file_gets_a_suggestion(config_file):
-    with pytest.raises(UsageError, match=r"unknown option grpc_prt in line 1\. Did you mean grpc_port\?"):
+    with pytest.raises(UsageError, match=r"unknown option grpc_prt on line 1\. Did you mean grpc_port\?"):
         load(config_file=config_file("grpc_prt = 1\n"))
 
 
@@ -155,12 +155,12 @@ def test_wrong_values_of_a_file_are_all_named_with_their_lines(config_file):
 
 
 def test_a_table_in_a_config_file_is_refused_with_its_name_and_line(config_file):
-    with pytest.raises(UsageError, match=r"unknown option limits in line 3\."):
+    with pytest.raises(UsageError, match=r"unknown option limits on line 3\."):
         load(config_file=config_file("port = 1\n\n[limits]\nmax_batch_size = 2\n"))
 
 
 def test_two_spellings_of_an_option_in_one_file_are_refused(config_file):
-    with pytest.raises(UsageError, match=r"sets grpc_port twice, in lines 1 and 2\."):
+    with pytest.raises(UsageError, match=r"sets grpc_port twice, on lines 1 and 2\."):
         load(config_file=config_file("grpc-port = 1\ngrpc_port = 2\n"))
 
 

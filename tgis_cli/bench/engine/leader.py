@@ -109,7 +109,7 @@ def profile(stepper: Stepper, works: list[tuple[int, Work]], num_rows: int) -> N
     """Print on stdout how much time each operation takes, for each work in turn.
 
     Args:
-        num_rows: of the table.
+        num_rows: how many rows the table has.
     """
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler

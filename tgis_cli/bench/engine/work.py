@@ -40,7 +40,7 @@ class Work:
 
     @property
     def length(self) -> int:
-        """Tokens of its longest sequence."""
+        """The length of its longest sequence, in tokens."""
         return self.tokens + (MAX_STEPS if self.kind == "decode" else 0) + 1
 
     def num_blocks(self, block_size: int) -> int:

@@ -14,7 +14,7 @@ MIN_BURSTINESS = 0.01  # below it, nearly all requests of a level come at one mo
 def check_amount(rates: Iterable[float], pacing: Pacing) -> None:
     """
     Args:
-        rates: of the levels, in requests per second.
+        rates: those of the levels, in requests per second.
 
     Raises:
         UsageError: a level would have too many requests or hardly any, or would last more than a day.

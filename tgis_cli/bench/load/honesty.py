@@ -28,7 +28,7 @@ def find_problems(
 
     Args:
         generator: see ``Level``.
-        concurrency: of a closed loop, in which no more workers than streams have something to do.
+        concurrency: that of a closed loop, in which no more workers than streams have something to do.
     """
     can_grow = concurrency is None or generator["workers"] < concurrency
     remedy = "more --workers, or another machine" if can_grow else "another machine"

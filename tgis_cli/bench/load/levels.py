@@ -75,7 +75,7 @@ class DefaultLevels:
         return plan if not done or self._expect(done[-1], plan) <= left_s else None
 
     def _expect(self, last: Outcome, plan: Plan) -> float:
-        """Seconds of the next level.
+        """How long the next level lasts, in seconds.
 
         The latency grows with the streams: in proportion if the batch is full, and hardly at all below that. For most
         servers the truth is in between; the square root of the ratio has proved a fair guess.

@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32]
 def merge_columns(parts: list[Columns], start_s: float) -> Records:
     """
     Args:
-        start_s: of the level, by the monotonic clock.
+        start_s: when the level started, by the monotonic clock.
     """
     end_s = join_doubles(part.end_s for part in parts)
     order = np.argsort(end_s, kind="stable")

@@ -184,8 +184,8 @@ class LoadOptions:
     def from_flags(cls, values: Mapping[str, Any], parameters: Parameters) -> LoadOptions:
         """
         Args:
-            values: of ``OPTIONS``, by name; ``None`` and ``False`` are flags that were not given.
-            parameters: of each call, without lengths.
+            values: those of ``OPTIONS``, by name; ``None`` and ``False`` are flags that were not given.
+            parameters: those of each call, without lengths.
 
         Raises:
             UsageError: they cannot be read, or contradict each other.
@@ -229,7 +229,7 @@ class LoadOptions:
         """What has to be equal for two results to be comparable, besides the levels.
 
         Args:
-            digest: of the prompts, if they are from a file.
+            digest: that of the prompts, if they are from a file.
         """
         lengths = {"prompts": digest} if self.prompts else {"input_tokens": self.inputs.text}
         return lengths | {

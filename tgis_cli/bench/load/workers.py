@@ -130,7 +130,7 @@ class Workers:
         They also end with the thread that calls this, so it must not be one that ends sooner.
 
         Args:
-            feed: of a class that workers can import.
+            feed: an object of a class that workers can import.
             has_stamps: the server is the null server: compare its stamps with the arrivals.
 
         Raises:

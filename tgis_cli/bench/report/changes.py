@@ -33,7 +33,7 @@ Units = Mapping[tuple[str, str], Unit]  # by name and unit of a figure
 def describe_table(table: Table, width: int | None, *, is_colored: bool) -> list[str]:
     """
     Args:
-        width: of the terminal; ``None`` leaves lines whole.
+        width: the terminal's width; ``None`` leaves lines whole.
     """
     grid = draw_grid(make_grid(table), width, is_colored=is_colored)
     return [*grid, "", *draw_remarks(list_remarks(table), width, is_colored=is_colored)]

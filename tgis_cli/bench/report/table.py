@@ -26,7 +26,7 @@ def describe_result(result: Result, width: int | None, *, verbose: bool, is_colo
     """All lines of a result.
 
     Args:
-        width: of the terminal; ``None`` leaves lines whole.
+        width: the terminal's width; ``None`` leaves lines whole.
         verbose: include percentiles and the server's view of each level; a single level always has them.
         is_colored: headings are dimmed, and problems are red.
     """

@@ -40,7 +40,7 @@ class Unit:
 def choose_unit(unit: str, values: Iterable[float | None]) -> Unit:
     """
     Args:
-        unit: of the result; ``share`` is shown in percent.
+        unit: the result's; ``share`` is shown in percent.
     """
     sizes = [abs(value) for value in values if is_known(value) and value]
     smallest, largest = min(sizes, default=1.0), max(sizes, default=1.0)

@@ -106,7 +106,7 @@ def make_start(
 ) -> Start:
     """
     Args:
-        facts: of ``ready.json``.
+        facts: the contents of ``ready.json``.
     """
     phases = {f"{phase['process']}: {phase['phase']}": float(phase["seconds"]) for phase in facts["startup"]}
     return Start(is_cold, float(facts["elapsed_s"]), phases, read_bytes, peak_bytes, held_share)

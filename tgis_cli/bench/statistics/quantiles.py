@@ -138,7 +138,7 @@ def count_effective(below: Mask, clusterings: Sequence[Clusters], share: float) 
 
     Args:
         below: whether each sample is at most the percentile.
-        share: of the percentile.
+        share: the percentile's share.
     """
     num = len(below)
     return min([num, *(int(num / measure_design_effect(below, each, share)) for each in clusterings)])

@@ -123,7 +123,7 @@ def drop_superfluous(names: list[str], published: Collection[str], model_dir: Pa
     The others are converted safetensors, or a set with an index where the selection has a single file.
 
     Args:
-        names: of the selected files.
+        names: the names of the selected files.
         published: names of all files of the repository.
     """
     if not has_whole_safetensors(model_dir):

@@ -218,7 +218,7 @@ def check_kv_cache_memory(request: MemoryRequest) -> None:
 
 
 def shortest_length(request: MemoryRequest) -> int:
-    """Tokens of the shortest sequence that must fit."""
+    """The length, in tokens, of the shortest sequence that must fit."""
     return request.max_sequence_length if request.is_explicit else SHORTEST_SEQUENCE
 
 

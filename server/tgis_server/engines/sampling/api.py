@@ -82,7 +82,7 @@ class SamplingOps(Protocol):
             logits: (rows, vocab) float32, changed in place.
             rows: in the order of ``logits``.
             masks: the allowed tokens, by index into ``rows``; see ``Masks``.
-            seen: of the rows with a repetition penalty; ``None`` if there are none.
+            seen: what the rows with a repetition penalty; ``None`` if there are none.
         """
         ...
 

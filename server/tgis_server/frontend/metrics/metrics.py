@@ -306,7 +306,7 @@ class Metrics:
     # Steps
 
     def observe_step(self, stats: StepStats, *, processing_s: float) -> None:
-        """Record an engine step; a mixed step counts under both methods, with the rows of each."""
+        """Record an engine step; a mixed step is counted under both methods, each with its own rows."""
         for method, num_rows in (("prefill", stats.prefill_rows), ("next_token", stats.decode_rows)):
             if num_rows:
                 self._observe_part(method, num_rows, stats, processing_s)

@@ -10,7 +10,7 @@ from tgis_server.engines.native.config.decoder import Keys, read_decoder, read_h
 from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.families import llama
-from tgis_server.engines.native.parameters.layouts import norm, o_and_down, rotated_rows
+from tgis_server.engines.native.parameters.layouts import rotated_rows
 from tgis_server.engines.native.parameters.pieces import Kind, Parameter, Piece, Split
 from tgis_server.engines.native.spec import DecoderSpec
 
@@ -54,13 +54,10 @@ def read_cohere(config: ConfigFile, family: str) -> DecoderSpec:
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = llama.outer_parameters(spec)
     for layer in range(spec.num_layers):
-        theirs = f"model.layers.{layer}."
         found += [
-            *norm(f"layers.{layer}.attention_norm", theirs + "input_layernorm", spec.hidden_size),
+            *llama.layer_norms(spec, layer, {"attention_norm": "input_layernorm"}),
             *qk_norms(spec, layer),
-            *llama.split_qkv(spec, layer),
-            *llama.split_gate_up(spec, layer),
-            *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
+            *llama.linear_layers(spec, layer),
         ]
     return found
 

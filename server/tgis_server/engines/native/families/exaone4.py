@@ -8,7 +8,6 @@ from typing import Any
 from tgis_server.engines.native.config.config_file import ConfigFile
 from tgis_server.engines.native.config.windows import read_windows_between
 from tgis_server.engines.native.families import llama
-from tgis_server.engines.native.parameters.layouts import norm, o_and_down
 from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
@@ -38,13 +37,9 @@ def read(config: ConfigFile) -> DecoderSpec:
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = llama.outer_parameters(spec)
     for layer in range(spec.num_layers):
-        theirs = f"model.layers.{layer}."
-        for ours, name in NORMS.items():
-            found += norm(f"layers.{layer}.{ours}", theirs + name, spec.hidden_size)
         found += [
+            *llama.layer_norms(spec, layer, NORMS),
             *llama.qk_norms(spec, layer),
-            *llama.split_qkv(spec, layer),
-            *llama.split_gate_up(spec, layer),
-            *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
+            *llama.linear_layers(spec, layer),
         ]
     return found

@@ -11,7 +11,6 @@ from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.config.windows import LAYER_TYPES, windows_of_types
 from tgis_server.engines.native.families import llama
-from tgis_server.engines.native.parameters.layouts import norm, o_and_down
 from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
@@ -75,12 +74,5 @@ def read_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = llama.outer_parameters(spec)
     for layer in range(spec.num_layers):
-        theirs = f"model.layers.{layer}."
-        for ours, name in NORMS.items():
-            found += norm(f"layers.{layer}.{ours}", theirs + name, spec.hidden_size)
-        found += [
-            *llama.split_qkv(spec, layer),
-            *llama.split_gate_up(spec, layer),
-            *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
-        ]
+        found += [*llama.layer_norms(spec, layer, NORMS), *llama.linear_layers(spec, layer)]
     return found

@@ -7,7 +7,6 @@ from typing import Any
 
 from tgis_server.engines.native.config.config_file import ConfigFile
 from tgis_server.engines.native.families import glm, llama
-from tgis_server.engines.native.parameters.layouts import norm
 from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
@@ -28,7 +27,5 @@ def read(config: ConfigFile) -> DecoderSpec:
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = llama.outer_parameters(spec)
     for layer in range(spec.num_layers):
-        for ours, theirs in NORMS.items():
-            found += norm(f"layers.{layer}.{ours}", f"model.layers.{layer}.{theirs}", spec.hidden_size)
-        found += glm.linear_parameters(spec, layer)
+        found += [*llama.layer_norms(spec, layer, NORMS), *glm.linear_parameters(spec, layer)]
     return found

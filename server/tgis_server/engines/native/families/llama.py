@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "dtype": None,
     "torch_dtype": None,
 }
+NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 
 
 def read(config: ConfigFile) -> DecoderSpec:
@@ -70,14 +72,7 @@ def read_llama(config: ConfigFile, family: str, rope: RopeSpec | None = None) ->
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = outer_parameters(spec)
     for layer in range(spec.num_layers):
-        theirs = f"model.layers.{layer}."
-        found += [
-            *layer_norms(spec, layer),
-            *qk_norms(spec, layer),
-            *split_qkv(spec, layer),
-            *split_gate_up(spec, layer),
-            *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
-        ]
+        found += [*layer_norms(spec, layer), *qk_norms(spec, layer), *linear_layers(spec, layer)]
     return found
 
 
@@ -90,12 +85,14 @@ def outer_parameters(spec: DecoderSpec, final_norm: str = "model.norm") -> list[
     ]
 
 
-def layer_norms(spec: DecoderSpec, layer: int) -> list[Parameter]:
-    """The norms before attention and MLP."""
-    theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
+def layer_norms(spec: DecoderSpec, layer: int, names: Mapping[str, str] = NORMS) -> list[Parameter]:
+    """The norms over whole tokens. ``names``: theirs by ours."""
     return [
-        *norm(ours + "attention_norm", theirs + "input_layernorm", spec.hidden_size, has_bias=spec.has_norm_bias),
-        *norm(ours + "mlp_norm", theirs + "post_attention_layernorm", spec.hidden_size, has_bias=spec.has_norm_bias),
+        parameter
+        for ours, theirs in names.items()
+        for parameter in norm(
+            f"layers.{layer}.{ours}", f"model.layers.{layer}.{theirs}", spec.hidden_size, has_bias=spec.has_norm_bias
+        )
     ]
 
 
@@ -109,6 +106,16 @@ def qk_norms(spec: DecoderSpec, layer: int, suffix: str = "norm") -> list[Parame
         for parameter in norm(
             f"{ours}{which}_norm", f"{theirs}{which}_{suffix}", spec.head_dim, has_bias=spec.has_norm_bias
         )
+    ]
+
+
+def linear_layers(spec: DecoderSpec, layer: int) -> list[Parameter]:
+    """A layer without its norms."""
+    theirs = f"model.layers.{layer}."
+    return [
+        *split_qkv(spec, layer),
+        *split_gate_up(spec, layer),
+        *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
     ]
 
 

@@ -10,7 +10,7 @@ from tgis_server.engines.native.config.decoder import Keys, read_decoder, read_h
 from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.families import llama
-from tgis_server.engines.native.parameters.layouts import embedding, head, o_and_down
+from tgis_server.engines.native.parameters.layouts import embedding, head
 from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
@@ -41,10 +41,5 @@ def read(config: ConfigFile) -> DecoderSpec:
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = [*embedding(spec, "model.embed_tokens.weight"), *head(spec)]
     for layer in range(spec.num_layers):
-        theirs = f"model.layers.{layer}."
-        found += [
-            *llama.split_qkv(spec, layer),
-            *llama.split_gate_up(spec, layer),
-            *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
-        ]
+        found += llama.linear_layers(spec, layer)
     return found

@@ -24,7 +24,7 @@ def select_ops(
     """The fastest implementation for this device and dtype.
 
     Args:
-        choice: of ``--cpu-ops``.
+        choice: the value of ``--cpu-ops``.
         progress: called while operations are compiled.
         run_dir: see ``open_library``.
 

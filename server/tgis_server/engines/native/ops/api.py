@@ -115,8 +115,9 @@ class WeightPart:
 class LoraView:
     """The low-rank adapters of one linear layer, and the one that each token of a step uses (arXiv:2106.09685).
 
-    A token with place p gets ``scales[p] * B[p] A[p] x`` added. ``places`` and ``scales`` are the same for all layers.
-    A decoder with adapters passes the view to :meth:`Ops.linear`; places come from ``NewSequence.adapter_place``.
+    For a token with place p, ``scales[p] * B[p] A[p] x`` is added to the layer's output. ``places`` and ``scales`` are
+    the same for all layers. A decoder with adapters passes the view to :meth:`Ops.linear`; places come from
+    ``NewSequence.adapter_place``.
     """
 
     places: Tensor  # (T,) int64: the adapter's place; -1: none

@@ -36,7 +36,7 @@ def find_usable(cpuinfo: Path = CPUINFO) -> tuple[InstructionSet, ...]:
 
 
 def choose_sets(choice: str, cpuinfo: Path = CPUINFO) -> tuple[InstructionSet, ...]:
-    """The sets that may serve, the best first: those that this CPU runs, from the chosen one down.
+    """The sets that may be used, the best first: those that this CPU runs, from the chosen one down.
 
     Raises:
         UsageError: this CPU does not run the chosen one.

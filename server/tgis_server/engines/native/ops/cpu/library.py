@@ -46,11 +46,11 @@ CRASHES = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The library, and whose kernels of it serve."""
+    """The library, and which of its kernels are used."""
 
-    cdll: ctypes.CDLL | None = None  # None: the torch operations serve
+    cdll: ctypes.CDLL | None = None  # None: the torch operations are used
     kernels: str = ""  # the instruction set's name
-    why: str = ""  # a sentence: why not the best kernels, or none, serve
+    why: str = ""  # a sentence: why the best kernels, or any, are not used
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def open_library(
     Args:
         progress: called with what takes time.
         dtype: that of the model.
-        choice: of ``--cpu-ops``.
+        choice: the value of ``--cpu-ops``.
         run_dir: where a library is compiled if the user has no cache that can be written; ``None``: a directory that
             is removed at once.
 
@@ -94,7 +94,7 @@ def open_library(
 
 
 def explain_reference(sets: Sequence[InstructionSet], choice: str, dtype: str) -> str:
-    """Why the torch operations serve, whatever is installed. Empty if they need not."""
+    """Why the torch operations are used, whatever is installed. Empty if they need not."""
     if choice == REFERENCE:
         return "--cpu-ops is reference"
     if dtype not in DTYPES:
@@ -183,7 +183,7 @@ def build_and_load(
         raise CannotBuild(f"what {compiler.name} makes is not the library ({error})") from error
 
 
-# -- which of its kernels serve
+# -- which of its kernels are used
 
 
 def choose_kernels(

@@ -297,7 +297,7 @@ def is_close(result: np.ndarray, expected: np.ndarray, tolerance: float) -> bool
 
 
 def to_bits(array: np.ndarray) -> np.ndarray:
-    """float32 values, which bfloat16 represents, as such."""
+    """The bfloat16 bits of float32 values that bfloat16 represents exactly."""
     return (np.ascontiguousarray(array).view(np.uint32) >> 16).astype(np.uint16)
 
 
