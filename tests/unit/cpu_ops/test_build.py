@@ -127,7 +127,8 @@ def test_a_compiler_named_with_an_open_quotation_is_no_command(tmp_path: Path):
 
 
 def test_a_full_disk_is_an_error_of_the_place_and_not_of_the_compiler(tmp_path: Path):
-    environ = write_compiler(tmp_path, 'echo "fatal error: x.o: No space left on device" >&2; exit 1')
+    script = """echo 'fatal error: x.o: No space left on device' >&2; echo 'compilation terminated.' >&2; exit 1"""
+    environ = write_compiler(tmp_path, script)
 
     with pytest.raises(OSError, match="No space left on device"):
         build_with(environ, tmp_path / "ops")

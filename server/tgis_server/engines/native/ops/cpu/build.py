@@ -301,7 +301,7 @@ def run(command: Sequence[str], directory: Path, environ: Mapping[str, str], lim
     if child.returncode == 0:
         return output
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    if any(text in output for text in CANNOT_WRITE):
-        raise OSError(errno.ENOSPC, lines[-1])
+    if refused := [line for line in lines if any(text in line for text in CANNOT_WRITE)]:
+        raise OSError(errno.ENOSPC, refused[0])
     why = lines[-1] if lines else f"exit code {child.returncode}"
     raise CannotBuild(f"{command[0]} failed ({why})")
