@@ -400,9 +400,9 @@ def test_fused_projections_become_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}, ["MambaForCausalLM", "LlamaForCausalLM"]),
+        ({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}, ["MambaForCausalLM", "llama"]),
         ({"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForSequenceClassification"]),
-        ({"model_type": None, "architectures": None}, ["None", "LlamaForCausalLM"]),
+        ({"model_type": None, "architectures": None}, ["None", "llama"]),
         ({"hidden_act": "xielu"}, ["xielu", "silu"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
         ({"is_causal": False}, ["is_causal = False"]),

@@ -115,8 +115,9 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
     architectures = config.names("architectures") or []
     if family is None or (architectures and not names_of(family).intersection(architectures)):
         name = show(", ".join(architectures) or model_type).strip("'")
-        supported = ", ".join(f.ARCHITECTURE for f in families.values())
-        raise config.fail(f"architecture {name} has no native engine; the supported architectures are {supported}.")
+        raise config.fail(
+            f"architecture {name} has no native engine, which serves the model types {', '.join(families)}."
+        )
     config.refuse(key for key in UNSUPPORTED_KEYS if key not in family.DEFAULTS)
     if config.stated("is_causal") is False:  # an embedding model, whose tokens see later tokens
         raise config.fail("is_causal = False is not supported by the native engine.")
