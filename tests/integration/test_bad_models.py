@@ -56,7 +56,7 @@ CASES = {
         lambda d: edit_config(d, model_type="mamba", architectures=["MambaForCausalLM"]),
         [],
         3,
-        ["MambaForCausalLM", "LlamaForCausalLM"],
+        ["MambaForCausalLM", "llama"],
     ),
     "unknown rope": (
         lambda d: edit_config(d, rope_scaling={"rope_type": "spiral", "factor": 2.0}, rope_parameters=None),
