@@ -16,9 +16,18 @@ from torch import Tensor
 
 from implementations import COMPILED, REFERENCE, load_library, make_ops
 from tgis_server.engines.native.loading import agree_on_ops
-from tgis_server.engines.native.ops.api import AttentionModifiers, CacheShape, Heads, Ops, StepRows, WeightPart
+from tgis_server.engines.native.ops.api import (
+    AttentionModifiers,
+    CacheShape,
+    Experts,
+    Heads,
+    Ops,
+    StepRows,
+    WeightPart,
+)
 from tgis_server.engines.native.ops.cpu.ops import CpuOps
 from tgis_server.engines.native.parallel import SoloGroup
+from tgis_server.engines.native.spec import Mixture
 
 WIDTH, NUM_OUTPUTS = 71, 45
 NUM_TOKENS = [0, 1, 5, 13, 200]
@@ -79,13 +88,43 @@ def test_norms_equal_torchs(name: str, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("is_gated", [True, False])
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "relu_squared"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "swigluoai"])
 def test_activations_equal_torchs(name: str, kind: Any, is_gated: bool) -> None:
-    x = random(4, 2 * WIDTH) * 4
+    x = random(4, 2 * WIDTH) * 6
 
     ours, theirs = (make_ops(n).make_activation(kind, is_gated=is_gated)(x.clone()) for n in (name, REFERENCE))
 
     assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        Mixture(6, 2, WIDTH, is_normalized=True),
+        Mixture(6, 1, WIDTH),
+        Mixture(12, 4, WIDTH, scoring="sigmoid", num_groups=4, num_chosen_groups=2, scale=1.5),
+        Mixture(6, 2, WIDTH, scoring="sparsemixer", jitter=0.2),
+    ],
+    ids=["softmax", "one expert", "groups", "sparsemixer"],
+)
+def test_mixtures_of_experts_equal_torchs(name: str, num_tokens: int, dtype: torch.dtype, mixture: Mixture) -> None:
+    hidden, count = 96, mixture.num_experts
+    up, down = random(count, 2 * WIDTH, hidden) / 10, random(count, hidden, WIDTH) / 10
+    biases = random(count, 2 * WIDTH), random(count, hidden)
+    x, scores, shared, gate = (random(num_tokens, width) for width in (hidden, count, hidden, 1))
+
+    def mix(ops: Ops) -> Tensor:
+        packed = [[ops.pack(WeightPart.plain(each.to(dtype))) for each in weights] for weights in (up, down)]
+        bias = random(count, seed=7) if mixture.scoring == "sigmoid" else None
+        up_bias, down_bias = (each.to(dtype) for each in biases)
+        experts = Experts(mixture, "swigluoai", True, bias, packed[0], up_bias, packed[1], down_bias)
+        return ops.mix(x.to(dtype), scores.to(dtype), experts, shared.to(dtype), gate.to(dtype))
+
+    ours, theirs = mix(make_ops(name, dtype)), mix(make_ops(REFERENCE, dtype))
+
+    assert_close(ours.float(), theirs.float(), 1e-4 if dtype == torch.float32 else 0.1)
 
 
 def test_values_are_limited(name: str) -> None:

@@ -44,6 +44,21 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt-neox": {"model_type": "gpt_neox"},
     "phi": {"model_type": "phi", "qk_layernorm": True},
     "phi3": {"model_type": "phi3"},
+    "gpt-oss": {"model_type": "gpt_oss", "num_local_experts": 6, "head_dim": 16, "sliding_window": 9},
+    "qwen2-moe": {
+        "model_type": "qwen2_moe",
+        "num_experts": 6,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 80,
+    },
+    "ernie4-5-moe": {
+        "model_type": "ernie4_5_moe",
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_intermediate_size": 48,
+        "use_bias": True,
+    },
+    "granitemoeshared": {"model_type": "granitemoeshared", "num_local_experts": 6, "shared_intermediate_size": 80},
 }
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from test_native_families import MODELS
 from tgis_server.engines.native.families import FAMILIES
-from tgis_server.engines.native.spec import Alibi, DecoderSpec, RopeSpec
+from tgis_server.engines.native.spec import Alibi, DecoderSpec, Mixture, RopeSpec
 from tgis_server.wire.messages import Wanted
 from tiny import Driver, Job, Model, load, prompt_of
 
-# Names of models, and what is changed. Values of "positions" replace parts of it.
+# Names of models, and what is changed. A mapping replaces parts of a word.
 CHANGES: dict[str, tuple[str, Any]] = {
     "norm": ("llama", "rms_plus_one"),
     "norm_eps": ("llama", 1.0),
@@ -42,6 +42,19 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "positions.rotary_dim": ("phi", RopeSpec(rotary_dim=4)),
     "positions.is_paired": ("gptj", RopeSpec(rotary_dim=8)),
     "positions.slopes": ("bloom", Alibi((0.5,) * 6)),
+    "has_sinks": ("gpt-oss", False),
+    "mixture.num_chosen": ("mixtral", {"num_chosen": 1}),
+    "mixture.scoring": ("mixtral", {"scoring": "sigmoid"}),
+    "mixture.is_normalized": ("mixtral", {"is_normalized": False}),
+    "mixture.scale": ("glm4-moe", {"scale": 1.0}),
+    "mixture.jitter": ("phimoe", {"jitter": 0.01}),
+    "mixture.has_choice_bias": ("glm4-moe", {"has_choice_bias": False}),
+    "mixture.has_router_bias": ("gpt-oss", {"has_router_bias": False}),
+    "mixture.has_bias": ("gpt-oss", {"has_bias": False}),
+    "mixture.num_groups": ("glm4-moe", {"num_groups": 8}),
+    "mixture.num_chosen_groups": ("glm4-moe", {"num_chosen_groups": 4}),
+    "mixture.shared_size": ("granitemoeshared", {"shared_size": 0}),
+    "mixture.is_shared_gated": ("qwen2-moe", {"is_shared_gated": False}),
 }
 # Words without which there is no model, and those that tests of their own cover.
 OTHERS = {
@@ -50,6 +63,7 @@ OTHERS = {
     *("length", "eos_ids", "dtype", "warnings"),  # not of the computation
     "is_embedding_scale_rounded",  # test_gemma_rounds_its_embedding_scale
 }
+DECIDE_TENSORS = {"num_experts", "intermediate_size", "layers"}  # of a mixture
 
 
 def logprobs_of(tiny: Model, run_dir: Path) -> list[float]:
@@ -72,7 +86,8 @@ def test_a_changed_word_changes_log_probabilities(
 
     def read_changed(config: Any) -> DecoderSpec:
         spec: DecoderSpec = read(config)
-        changed = replace(spec, **{word.partition(".")[0]: value})
+        name = word.partition(".")[0]
+        changed = replace(spec, **{name: replace(getattr(spec, name), **value) if isinstance(value, dict) else value})
         assert changed != spec
         return changed
 
@@ -87,3 +102,5 @@ def test_every_word_is_changed_or_covered_elsewhere() -> None:
 
     assert {word.partition(".")[0] for word in CHANGES} == words - OTHERS
     assert words >= OTHERS
+    of_mixtures = {word.removeprefix("mixture.") for word in CHANGES if word.startswith("mixture.")}
+    assert of_mixtures == {field.name for field in fields(Mixture)} - DECIDE_TENSORS

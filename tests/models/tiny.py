@@ -45,6 +45,9 @@ def make_checkpoint(directory: Path, model_type: str, seed: int = 0, **overrides
                 parameter.uniform_(0.5, 1.5) if "norm" in name else parameter.normal_(std=0.3)
             else:
                 parameter.normal_(std=0.25 if "embed" not in name else 1.0)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.3)
     model.save_pretrained(directory)
     return directory
 

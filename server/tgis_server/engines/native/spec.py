@@ -23,7 +23,19 @@ Residual = Literal[
     "sandwich",  # x += norm(attention(norm(x))); x += norm(mlp(norm(x)))
     "post_norm",  # x += norm(attention(x)); x += norm(mlp(x))
 ]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared"]
+Activation = Literal[
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "relu",
+    "relu_squared",
+    "swigluoai",  # only gated: g * sigmoid(1.702 g) * (u + 1) with g = min(gate, 7) and u = up limited to +-7
+]
+Scoring = Literal[
+    "softmax",  # of all experts' scores
+    "sigmoid",  # of each score
+    "sparsemixer",  # for each chosen expert, a softmax of the scores close to its own (arXiv:2310.00811)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +84,31 @@ class RelativePositions:
     max_distance: int
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A mixture of experts in place of an MLP. Each token uses the MLPs that a router chooses; results are weighted.
+
+    The router scores the experts with a linear layer. ``scoring`` turns scores into values. The experts with the largest
+    values are chosen, and their values are the weights.
+    """
+
+    num_experts: int
+    num_chosen: int  # experts of each token
+    intermediate_size: int  # of each expert
+    scoring: Scoring = "softmax"
+    is_normalized: bool = False  # the weights of a token's experts are divided by their sum
+    scale: float = 1.0  # multiplies the weights
+    jitter: float = 0.0  # sparsemixer: half of the relative distance of scores that are close
+    has_choice_bias: bool = False  # a number for each expert is added to values when they are compared
+    has_router_bias: bool = False
+    has_bias: bool = False  # the experts' linear layers have biases
+    num_groups: int = 1  # of experts, by index
+    num_chosen_groups: int = 1  # only experts of the groups whose two best values have the largest sums are compared
+    shared_size: int = 0  # intermediate size of one more MLP, which all tokens use; 0: there is none
+    is_shared_gated: bool = False  # its result is multiplied by the sigmoid of a linear layer with one output
+    layers: tuple[bool, ...] = ()  # which layers have experts, the others having an MLP; empty = all
+
+
 Positions = RopeSpec | LearnedPositions | Alibi | RelativePositions
 
 
@@ -100,6 +137,7 @@ class DecoderSpec:
     # MLP
     activation: Activation = "silu"
     is_mlp_gated: bool = True  # down(activation(gate(x)) * up(x)), else down(activation(up(x)))
+    mixture: Mixture | None = None
     # Biases
     has_norm_weight: bool = True
     has_norm_bias: bool = False
@@ -120,6 +158,7 @@ class DecoderSpec:
     # Attention
     windows: tuple[int | None, ...] = ()  # per layer: tokens that a query sees, itself included; None = all
     rotated_layers: tuple[bool, ...] = ()  # per layer: whether queries and keys are rotated; empty = all
+    has_sinks: bool = False  # each query head has one more score in its softmax, for no key
     # The files
     dtype: str | None = None  # as stated in the config, if at all
     warnings: tuple[str, ...] = ()  # from reading the files
@@ -128,6 +167,18 @@ class DecoderSpec:
     def num_kv_groups(self) -> int:
         """Query heads per KV head."""
         return self.num_heads // self.num_kv_heads
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a mixture of experts is in place of the layer's MLP."""
+        return self.mixture is not None and (not self.mixture.layers or self.mixture.layers[layer])
+
+    @property
+    def inner_sizes(self) -> set[int]:
+        """The intermediate sizes of all MLPs, experts included."""
+        sizes = {self.intermediate_size for layer in range(self.num_layers) if not self.has_experts(layer)}
+        if self.mixture:
+            sizes |= {self.mixture.intermediate_size, self.mixture.shared_size} - {0}
+        return sizes
 
     @property
     def rope(self) -> RopeSpec | None:

@@ -154,7 +154,7 @@ def check_num_shard(spec: DecoderSpec, num_shard: int) -> None:
             num_shard=num_shard,
             heads=spec.num_heads,
             kv_heads=spec.num_kv_heads,
-            mlp=spec.intermediate_size,
+            mlp=" and ".join(map(str, sorted(spec.inner_sizes))),
             valid=", ".join(map(str, valid_num_shards(spec))),
         )
 

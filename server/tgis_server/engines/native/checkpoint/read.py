@@ -18,6 +18,7 @@ from tgis_server.engines.native.parameters.pieces import Kind, Parameter, Piece,
 from tgis_server.model_files import ITEM_BYTES
 
 PHASE = "reading weights"
+SHORT_RUN = 8  # rows; runs that are not longer are read together with what is between them
 
 
 def read_parameters(
@@ -64,6 +65,7 @@ def _read_parameter(
     slices = [slice_of(piece, checkpoint.spec, rank, checkpoint.num_shard) for piece in parameter.pieces]
     rows = sum(part.padded_rows for part in slices)
     columns = slices[0].columns
+    dtype = torch.float32 if parameter.kind is Kind.CHOICE_BIAS else dtype
     target = torch.empty((rows,) if columns is None else (rows, len(columns)), dtype=dtype, device=device)
     start = 0
     for piece, part in zip(parameter.pieces, slices, strict=True):
@@ -94,14 +96,36 @@ def _unpair(heads: Tensor) -> None:
 
 def _read_slice(stored: Any, piece: Piece, part: RankSlice, target: Tensor) -> int:
     """Copy the runs of one piece to the first rows of ``target``. Returns the number of rows copied."""
+    index = (piece.stored.index,) if piece.stored.num_stacked else ()
     end = 0
-    for run in part.runs:
-        rows = slice(run.start, run.stop)
+    for first, run_rows, count, stride in _in_steps(part.runs):
+        rows = slice(first, first + (count - 1) * stride + run_rows)  # with what is between the runs
         if part.columns is None:
-            source = stored[rows]
+            source = stored[(*index, rows)]
         else:
             columns = slice(part.columns.start, part.columns.stop)
-            source = stored[columns, rows].T if piece.stored.is_transposed else stored[rows, columns]
-        target[end : end + len(run)].copy_(source)
-        end += len(run)
+            is_transposed = piece.stored.is_transposed
+            source = stored[(*index, columns, rows) if is_transposed else (*index, rows, columns)]
+            source = source.T if is_transposed else source
+        rest = source.shape[1:]
+        share = target[end : end + count * run_rows].view(count, run_rows, *rest)
+        share.copy_(source.unfold(0, run_rows, stride).movedim(-1, 1) if count > 1 else source[None])
+        end += count * run_rows
     return end
+
+
+def _in_steps(runs: tuple[range, ...]) -> Iterator[tuple[int, int, int, int]]:
+    """Runs that are close together and can be read at once: the first row, rows of a run, number of runs, stride."""
+    start = 0
+    while start < len(runs):
+        first, size = runs[start], len(runs[start])
+        stride = runs[start + 1].start - first.start if start + 1 < len(runs) else size
+        count = 1
+        while (
+            size <= SHORT_RUN
+            and start + count < len(runs)
+            and runs[start + count] == range(first.start + count * stride, first.start + count * stride + size)
+        ):
+            count += 1
+        yield first.start, size, count, stride
+        start += count

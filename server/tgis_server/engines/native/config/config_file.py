@@ -108,6 +108,13 @@ class ConfigFile:
             raise self.fail(f"{key} is {show(value)}, but must be a list of names.")
         return value
 
+    def integers(self, key: str) -> list[int]:
+        """A list of integers of at least 0."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            raise self.fail(f"{key} is {show(value)}, but must be a list of integers.")
+        return [self.check_integer(f"{key}[{i}]", item, at_least=0) for i, item in enumerate(value)]
+
     def flag(self, key: str) -> bool:
         value = self.get(key)
         if not isinstance(value, bool):

@@ -36,6 +36,15 @@ def read_uniform_window(config: ConfigFile, num_layers: int) -> tuple[int | None
     return (window,) * num_layers
 
 
+def read_windows_from(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
+    """``sliding_window`` on the layers that ``layer_types`` calls sliding; by default, from ``max_window_layers`` on."""
+    window, types = config.optional_integer("sliding_window"), config.names("layer_types")
+    if types is None:
+        first = config.integer("max_window_layers", at_least=0)
+        types = [LAYER_TYPES[layer >= first] for layer in range(num_layers)]
+    return windows_of_types(config, types, window, num_layers)
+
+
 def read_qwen_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
     """``sliding_window`` on the layers that ``layer_types`` calls sliding.
 

@@ -22,12 +22,16 @@ parameters = llama.parameters
 
 
 def read(config: ConfigFile) -> DecoderSpec:
+    return replace(read_granite(config, "granite"), has_mlp_bias=config.flag("mlp_bias"))
+
+
+def read_granite(config: ConfigFile, family: str) -> DecoderSpec:
+    """The decoder without biases in its MLPs."""
     attention_bias = config.flag("attention_bias")
     return replace(
-        llama.read_llama(config, "granite"),
+        llama.read_llama(config, family),
         has_qkv_bias=attention_bias,
         has_o_bias=attention_bias,
-        has_mlp_bias=config.flag("mlp_bias"),
         embedding_scale=config.number("embedding_multiplier"),
         residual_scale=config.number("residual_multiplier"),
         attention_scale=config.number("attention_multiplier"),

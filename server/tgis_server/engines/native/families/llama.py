@@ -12,11 +12,12 @@ from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.parameters.layouts import (
     LayerRows,
+    down_layer,
     embedding,
     head,
     linear,
     norm,
-    o_and_down,
+    o_layer,
     separate_qkv,
 )
 from tgis_server.engines.native.parameters.pieces import Parameter, Split
@@ -111,12 +112,15 @@ def qk_norms(spec: DecoderSpec, layer: int, suffix: str = "norm") -> list[Parame
 
 def linear_layers(spec: DecoderSpec, layer: int) -> list[Parameter]:
     """A layer without its norms."""
-    theirs = f"model.layers.{layer}."
-    return [
-        *split_qkv(spec, layer),
-        *split_gate_up(spec, layer),
-        *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.down_proj"),
-    ]
+    return [*attention_layers(spec, layer), *mlp_layers(spec, layer)]
+
+
+def attention_layers(spec: DecoderSpec, layer: int) -> list[Parameter]:
+    return [*split_qkv(spec, layer), *o_layer(spec, layer, f"model.layers.{layer}.self_attn.o_proj")]
+
+
+def mlp_layers(spec: DecoderSpec, layer: int) -> list[Parameter]:
+    return [*split_gate_up(spec, layer), *down_layer(spec, layer, f"model.layers.{layer}.mlp.down_proj")]
 
 
 def split_qkv(spec: DecoderSpec, layer: int) -> list[Parameter]:

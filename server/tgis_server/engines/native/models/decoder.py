@@ -17,6 +17,7 @@ from tgis_server.engines.native.ops.api import (
     AttentionModifiers,
     AttentionPlan,
     Cache,
+    Experts,
     Heads,
     Norm,
     Ops,
@@ -40,6 +41,27 @@ class StepInputs:
 
 
 @dataclass(slots=True)
+class Mlp:
+    """Parameters of an MLP."""
+
+    gate_up: Any  # only ``up`` if the MLP is not gated
+    gate_up_bias: Tensor | None
+    down: Any
+    down_bias: Tensor | None
+
+
+@dataclass(slots=True)
+class MixtureWeights:
+    """Parameters of a mixture of experts."""
+
+    router: Any
+    router_bias: Tensor | None
+    experts: Experts
+    shared: Mlp | None
+    shared_gate: Any  # ``None``: the result of the shared MLP is used as it is
+
+
+@dataclass(slots=True)
 class LayerWeights:
     """Parameters of one layer. Linear weights are packed by the ops; absent biases are ``None``."""
 
@@ -52,10 +74,7 @@ class LayerWeights:
     o_bias: Tensor | None
     attention_post_norm: Norm
     mlp_norm: Norm
-    gate_up: Any  # only ``up`` if the MLP is not gated
-    gate_up_bias: Tensor | None
-    down: Any
-    down_bias: Tensor | None
+    mlp: Mlp | MixtureWeights
     mlp_post_norm: Norm
     modifiers: AttentionModifiers
     is_rotated: bool
@@ -108,18 +127,8 @@ class Stack:
             self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=self._embedding.dtype))
         self._embedding_norm = self._norm("embedding_norm") if spec.has_embedding_norm else None
         self._first_id = group.rank * padded_vocab_rows(spec.vocab_size, group.size)
-        slopes, relative_bias = self._alibi_slopes(), self._relative_bias()
-        self.modifiers = {
-            window: AttentionModifiers(
-                spec.attention_scale,
-                is_causal=self.is_causal,
-                window=window,
-                soft_cap=spec.attention_cap,
-                alibi_slopes=slopes,
-                relative_bias=relative_bias,
-            )
-            for window in spec.windows
-        }
+        self._slopes, self._bias = self._alibi_slopes(), self._relative_bias()
+        self.modifiers: dict[object, AttentionModifiers] = {}
         self._activate = ops.make_activation(spec.activation, is_gated=spec.is_mlp_gated)
         self._run_layer = {
             "serial": self._serial,
@@ -172,7 +181,6 @@ class Stack:
 
     def _layer_weights(self, index: int, next_norm: Norm) -> LayerWeights:
         weights, prefix = self._weights, f"layers.{index}."
-        up = "gate_up" if self._spec.is_mlp_gated else "up"
         return LayerWeights(
             index=index,
             attention_norm=self._norm(prefix + "attention_norm"),
@@ -183,14 +191,57 @@ class Stack:
             o_bias=weights.get(prefix + "o_bias"),
             attention_post_norm=self._norm(prefix + "attention_post_norm"),
             mlp_norm=self._norm(prefix + "mlp_norm"),
-            gate_up=weights[prefix + up],
-            gate_up_bias=weights.get(f"{prefix}{up}_bias"),
-            down=weights[prefix + "down"],
-            down_bias=weights.get(prefix + "down_bias"),
+            mlp=self._mixture(prefix) if self._spec.has_experts(index) else self._mlp_weights(prefix),
             mlp_post_norm=self._norm(prefix + "mlp_post_norm"),
-            modifiers=self.modifiers[self._spec.windows[index]],
+            modifiers=self._modifiers(index),
             is_rotated=not self._spec.rotated_layers or self._spec.rotated_layers[index],
             next_norm=next_norm,
+        )
+
+    def _modifiers(self, index: int) -> AttentionModifiers:
+        """How the layer attends; the same object as of an earlier layer that attends alike."""
+        window, sinks = self._spec.windows[index], self._weights.get(f"layers.{index}.sinks")
+        key = window if sinks is None else (window, index)
+        if key not in self.modifiers:
+            self.modifiers[key] = AttentionModifiers(
+                self._spec.attention_scale,
+                is_causal=self.is_causal,
+                window=window,
+                soft_cap=self._spec.attention_cap,
+                alibi_slopes=self._slopes,
+                relative_bias=self._bias,
+                sinks=sinks,
+            )
+        return self.modifiers[key]
+
+    def _mlp_weights(self, prefix: str) -> Mlp:
+        weights, up = self._weights, prefix + ("gate_up" if self._spec.is_mlp_gated else "up")
+        return Mlp(weights[up], weights.get(f"{up}_bias"), weights[prefix + "down"], weights.get(prefix + "down_bias"))
+
+    def _mixture(self, prefix: str) -> MixtureWeights:
+        mixture = self._spec.mixture
+        assert mixture is not None
+        weights = self._weights
+        experts = [self._mlp_weights(f"{prefix}experts.{i}.") for i in range(mixture.num_experts)]
+
+        def stack(biases: list[Tensor | None]) -> Tensor | None:
+            return None if biases[0] is None else torch.stack([bias for bias in biases if bias is not None])
+
+        return MixtureWeights(
+            router=weights[prefix + "router"],
+            router_bias=weights.get(prefix + "router_bias"),
+            experts=Experts(
+                mixture=mixture,
+                activation=self._spec.activation,
+                is_gated=self._spec.is_mlp_gated,
+                choice_bias=weights.get(prefix + "choice_bias"),
+                up=[expert.gate_up for expert in experts],
+                up_bias=stack([expert.gate_up_bias for expert in experts]),
+                down=[expert.down for expert in experts],
+                down_bias=stack([expert.down_bias for expert in experts]),
+            ),
+            shared=self._mlp_weights(prefix + "shared_") if mixture.shared_size else None,
+            shared_gate=weights.get(prefix + "shared_gate"),
         )
 
     def forward(self, inputs: StepInputs, cache: Cache) -> Tensor:
@@ -227,22 +278,22 @@ class Stack:
         scale = self._spec.residual_scale
         x = self._sum(self._attention(layer, x, step))
         x = layer.mlp_norm.add(residual, x, scale)
-        x = self._sum(self._mlp(layer, x))
+        x = self._sum(self._run_mlp(layer.mlp, x))
         return layer.next_norm.add(residual, x, scale)
 
     def _parallel(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
-        both = self._ops.add(self._attention(layer, x, step), self._mlp(layer, x))
+        both = self._ops.add(self._attention(layer, x, step), self._run_mlp(layer.mlp, x))
         return layer.next_norm.add(residual, self._sum(both), self._spec.residual_scale)
 
     def _parallel_two_norms(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
-        both = self._ops.add(self._attention(layer, x, step), self._mlp(layer, layer.mlp_norm(residual)))
+        both = self._ops.add(self._attention(layer, x, step), self._run_mlp(layer.mlp, layer.mlp_norm(residual)))
         return layer.next_norm.add(residual, self._sum(both), self._spec.residual_scale)
 
     def _sandwich(self, layer: LayerWeights, residual: Tensor, x: Tensor, step: LayerInputs) -> Tensor:
         scale = self._spec.residual_scale
         x = layer.attention_post_norm(self._sum(self._attention(layer, x, step)))
         x = layer.mlp_norm.add(residual, x, scale)
-        x = layer.mlp_post_norm(self._sum(self._mlp(layer, x)))
+        x = layer.mlp_post_norm(self._sum(self._run_mlp(layer.mlp, x)))
         return layer.next_norm.add(residual, x, scale)
 
     def _sum(self, x: Tensor) -> Tensor:
@@ -261,9 +312,15 @@ class Stack:
         x = ops.attend(qkv, self.heads, step.cache, layer.index, step.plan, layer.modifiers)
         return ops.linear(x, layer.o, layer.o_bias, None)
 
-    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
-        inner = self._activate(self._ops.linear(x, layer.gate_up, layer.gate_up_bias, None))
-        return self._ops.linear(inner, layer.down, layer.down_bias, None)
+    def _run_mlp(self, mlp: Mlp | MixtureWeights, x: Tensor) -> Tensor:
+        ops = self._ops
+        if isinstance(mlp, Mlp):
+            inner = self._activate(ops.linear(x, mlp.gate_up, mlp.gate_up_bias, None))
+            return ops.linear(inner, mlp.down, mlp.down_bias, None)
+        scores = ops.linear(x, mlp.router, mlp.router_bias, None)
+        shared = None if mlp.shared is None else self._run_mlp(mlp.shared, x)
+        gate = None if mlp.shared_gate is None else ops.linear(x, mlp.shared_gate, None, None)
+        return ops.mix(x, scores, mlp.experts, shared, gate)
 
 
 class Decoder(Stack):

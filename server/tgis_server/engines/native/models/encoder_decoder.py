@@ -92,7 +92,7 @@ class EncoderDecoder(Decoder):
         x = cross.norm.add(residual, x, scale)
         x = self._sum(self._cross_attention(cross, layer.index, x, step))
         x = layer.mlp_norm.add(residual, x, scale)
-        x = self._sum(self._mlp(layer, x))
+        x = self._sum(self._run_mlp(layer.mlp, x))
         return layer.next_norm.add(residual, x, scale)
 
     def _cross_attention(self, cross: CrossWeights, index: int, x: Tensor, step: LayerInputs) -> Tensor:

@@ -126,6 +126,20 @@ class LoraView:
     b: Tensor  # (places, outputs, rank)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts:
+    """The experts of one layer on one rank, with weights from :meth:`Ops.pack`."""
+
+    mixture: spec.Mixture
+    activation: spec.Activation
+    is_gated: bool
+    choice_bias: Tensor | None  # (experts,) float32
+    up: Sequence[Any]  # of each expert; gate and up if the MLP is gated
+    up_bias: Tensor | None  # (experts, outputs)
+    down: Sequence[Any]
+    down_bias: Tensor | None  # (experts, outputs)
+
+
 class Norm(Protocol):
     """A norm over the last dimension, with its weights."""
 
@@ -172,6 +186,23 @@ class Ops(Protocol):
         """The function between the MLP's linear layers; may overwrite its argument.
 
         If gated, (T, 2 n) -> (T, n): activation of the first half times the second half. Otherwise (T, n) -> (T, n).
+        """
+        ...
+
+    def mix(
+        self, x: Tensor, scores: Tensor, experts: Experts, shared: Tensor | None, shared_gate: Tensor | None
+    ) -> Tensor:
+        """Run for each token the experts that its scores choose; see ``spec.Mixture``.
+
+        Args:
+            x: (T, hidden).
+            scores: (T, experts), the router's.
+            experts: all of them.
+            shared: (T, hidden), added to the result; ``None``: nothing is.
+            shared_gate: (T, 1): ``shared`` is multiplied by its sigmoid.
+
+        Returns:
+            (T, hidden). If the experts' inner elements are divided among ranks, this is the rank's part of the sum.
         """
         ...
 

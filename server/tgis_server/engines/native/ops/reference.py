@@ -14,6 +14,7 @@ from tgis_server.engines.native import spec
 from tgis_server.engines.native.ops.api import (
     AttentionModifiers,
     CacheShape,
+    Experts,
     Heads,
     Inputs,
     LoraView,
@@ -40,6 +41,7 @@ ACTIVATIONS: dict[spec.Activation, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
     "relu_squared": lambda x: functional.relu(x).square_(),
+    "swigluoai": lambda gate: gate.clamp(max=7) * torch.sigmoid(1.702 * gate.clamp(max=7)),
 }
 
 
@@ -75,7 +77,22 @@ class TorchOps:
 
     def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Tensor], Tensor]:
         activation = ACTIVATIONS[name]
-        return partial(_gate, activation) if is_gated else activation
+        return partial(_gate, activation, name == "swigluoai") if is_gated else activation
+
+    def mix(
+        self, x: Tensor, scores: Tensor, experts: Experts, shared: Tensor | None, shared_gate: Tensor | None
+    ) -> Tensor:
+        activate = self.make_activation(experts.activation, is_gated=experts.is_gated)
+        chosen, weights = choose(scores.float(), experts.choice_bias, experts.mixture)
+        mixed = torch.zeros_like(x)
+        for expert in chosen.unique().tolist():
+            tokens, which = torch.where(chosen == expert)
+            inner = linear(x[tokens], experts.up[expert], _row(experts.up_bias, expert), None)
+            outer = linear(activate(inner), experts.down[expert], _row(experts.down_bias, expert), None)
+            mixed.index_add_(0, tokens, outer.mul_(weights[tokens, which, None].to(outer.dtype)))
+        if shared is None:
+            return mixed
+        return mixed.add_(shared if shared_gate is None else shared * torch.sigmoid(shared_gate))
 
     def embed(self, ids: Tensor, table: Tensor, first_id: int, num_ids: int, scale: float) -> Tensor:
         if table.shape[0] == num_ids:
@@ -161,6 +178,45 @@ class TorchOps:
         return attend(qkv, heads, None, plan.views[modifiers], modifiers)
 
 
-def _gate(activation: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
+def _gate(activation: Callable[[Tensor], Tensor], is_limited: bool, gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, -1)
-    return activation(gate).mul_(up)
+    return activation(gate).mul_(up.clamp(-7, 7).add_(1) if is_limited else up)
+
+
+def _row(biases: Tensor | None, index: int) -> Tensor | None:
+    return None if biases is None else biases[index]
+
+
+def choose(scores: Tensor, bias: Tensor | None, mixture: spec.Mixture) -> tuple[Tensor, Tensor]:
+    """The experts that tokens choose, and their weights; see ``spec.Mixture``. Both are (T, chosen).
+
+    Args:
+        scores: (T, experts) float32.
+        bias: (experts,), for the comparison.
+        mixture: how to choose.
+    """
+    if mixture.scoring == "sparsemixer":
+        return _mix_sparsely(scores, mixture)
+    values = scores.softmax(-1) if mixture.scoring == "softmax" else scores.sigmoid()
+    compared = values if bias is None else values + bias
+    if mixture.num_chosen_groups < mixture.num_groups:
+        groups = compared.unflatten(-1, (mixture.num_groups, -1))
+        sums = groups.topk(min(2, groups.shape[-1]), -1).values.sum(-1)
+        is_kept = torch.zeros_like(sums).scatter_(-1, sums.topk(mixture.num_chosen_groups, -1).indices, 1).bool()
+        compared = groups.masked_fill(~is_kept[..., None], -torch.inf).flatten(-2)
+    chosen = compared.topk(mixture.num_chosen, -1).indices
+    weights = values.gather(-1, chosen)
+    if mixture.is_normalized:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return chosen, weights * mixture.scale
+
+
+def _mix_sparsely(scores: Tensor, mixture: spec.Mixture) -> tuple[Tensor, Tensor]:
+    left, chosen, weights = scores.clone(), [], []
+    for _ in range(mixture.num_chosen):
+        most, best = left.max(-1, keepdim=True)
+        is_far = (most - scores) / torch.maximum(scores.abs(), most) > 2 * mixture.jitter
+        weights.append(left.masked_fill(is_far, -torch.inf).softmax(-1).gather(-1, best) * mixture.scale)
+        chosen.append(best)
+        left.scatter_(-1, best, -torch.inf)
+    return torch.cat(chosen, -1), torch.cat(weights, -1)

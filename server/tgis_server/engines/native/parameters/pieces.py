@@ -19,6 +19,7 @@ class Kind(Enum):
     EMBEDDING = "embedding"  # rows looked up by token or by position
     NORM = "norm"  # weight of a norm
     BIAS = "bias"
+    CHOICE_BIAS = "choice bias"  # float32 whatever the model's dtype: it decides between values that are close
 
 
 class Split(Enum):
@@ -46,6 +47,8 @@ class Stored:
     tensor_rows: int = 0  # of the whole tensor; 0: the tensor holds only this piece
     paired_rows: int = 0  # so many leading rows of each head are pairs that rotate together (GPT-J), not two halves
     is_transposed: bool = False  # the tensor is (inputs, outputs), as in GPT-2's Conv1D: its columns are our rows
+    index: int = 0  # which of the tensors that are stacked in one, such as those of all experts
+    num_stacked: int = 0  # 0: the tensor is not a stack
 
 
 CONTIGUOUS = Stored()
@@ -64,9 +67,10 @@ class Piece:
     @property
     def tensor_shape(self) -> tuple[int, ...]:
         rows = self.stored.tensor_rows or self.rows
+        stack = (self.stored.num_stacked,) if self.stored.num_stacked else ()
         if not self.columns:
-            return (rows,)
-        return (self.columns, rows) if self.stored.is_transposed else (rows, self.columns)
+            return (*stack, rows)
+        return (*stack, self.columns, rows) if self.stored.is_transposed else (*stack, rows, self.columns)
 
     def runs(self, rows: range) -> tuple[range, ...]:
         """The rows of the tensor that hold these rows of the piece."""
@@ -155,9 +159,10 @@ def kv_heads_of(spec: DecoderSpec, rank: int, num_shard: int) -> range:
 
 
 def can_split(spec: DecoderSpec, num_shard: int) -> bool:
-    """Whether heads, KV heads and MLP divide evenly among ``num_shard`` ranks."""
+    """Whether heads, KV heads and MLPs divide evenly among ``num_shard`` ranks."""
     kv_heads_divide = spec.num_kv_heads % num_shard == 0 or num_shard % spec.num_kv_heads == 0
-    return spec.num_heads % num_shard == 0 and kv_heads_divide and spec.intermediate_size % num_shard == 0
+    mlps_divide = all(size % num_shard == 0 for size in spec.inner_sizes)
+    return spec.num_heads % num_shard == 0 and kv_heads_divide and mlps_divide
 
 
 def valid_num_shards(spec: DecoderSpec) -> list[int]:

@@ -9,6 +9,7 @@ import struct
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 
 FLOAT32, BFLOAT16 = 0, 1  # Dtype
+CHOICE_WORDS = 6  # Chosen::kWords
 COLUMNS = 32  # kColumns: rows of buffers are padded to as many elements
 
 
@@ -53,7 +54,39 @@ class NormArgs(ctypes.Structure):
 class ActivationArgs(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("dtype", "kind", "is_gated", "input", "output")),
-        ("width", c_int64),
+        *((name, c_int64) for name in ("width", "num_lines")),
+    )
+
+
+class ChooseArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("scoring", "scores", "choice")),
+        *((name, c_int64) for name in ("num_experts", "num_chosen", "num_groups", "num_chosen_groups")),
+        ("bias", c_void_p),
+        ("is_normalized", c_int32),
+        *((name, c_float) for name in ("scale", "jitter")),
+    )
+
+
+class GatherArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("dtype", "choice", "input", "output")),
+        *((name, c_int64) for name in ("num_experts", "num_chosen", "width")),
+    )
+
+
+class ExpertsArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("dtype", "choice", "input", "output", "single")),
+        *((name, c_int64) for name in ("num_experts", "num_chosen", "num_inputs", "num_outputs")),
+        *((name, c_void_p) for name in ("weights", "biases")),
+    )
+
+
+class CombineArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("choice", "input", "output", "shared", "gate")),
+        *((name, c_int64) for name in ("num_experts", "num_chosen", "width")),
     )
 
 
@@ -130,6 +163,10 @@ SIGNATURES = {
     "tgis_add": (None, c_void_p, POINTER(AddArgs)),
     "tgis_write": (None, c_void_p, POINTER(WriteArgs)),
     "tgis_attend": (None, c_void_p, POINTER(AttendArgs)),
+    "tgis_choose": (None, c_void_p, POINTER(ChooseArgs)),
+    "tgis_gather": (None, c_void_p, POINTER(GatherArgs)),
+    "tgis_experts": (None, c_void_p, POINTER(ExpertsArgs)),
+    "tgis_combine": (None, c_void_p, POINTER(CombineArgs)),
     "tgis_num_ops": (c_int64, c_void_p),
     "tgis_run": (c_int32, c_void_p, c_int64, c_int64, POINTER(Step)),
 }

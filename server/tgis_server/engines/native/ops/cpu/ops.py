@@ -20,6 +20,7 @@ from tgis_server.engines.native import spec
 from tgis_server.engines.native.ops.api import (
     AttentionModifiers,
     CacheShape,
+    Experts,
     Heads,
     LoraView,
     StepRows,
@@ -36,7 +37,15 @@ from tgis_server.engines.sampling.staging import Staging
 
 DTYPES = {torch.float32: interface.FLOAT32, torch.bfloat16: interface.BFLOAT16}
 NORMS = {None: 0, "rms": 1, "rms_plus_one": 1, "layer": 2, "layer_plus_one": 2}  # NormKind
-ACTIVATIONS: dict[spec.Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu_squared": 4}
+ACTIVATIONS: dict[spec.Activation, int] = {
+    "silu": 0,
+    "gelu": 1,
+    "gelu_tanh": 2,
+    "relu": 3,
+    "relu_squared": 4,
+    "swigluoai": 5,
+}
+SCORINGS: dict[spec.Scoring, int] = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
 NONE = -1  # no buffer
 UNCACHED_BLOCK = 64  # tokens
 
@@ -174,21 +183,100 @@ class CpuOps:
         )
 
     def make_activation(self, name: spec.Activation, *, is_gated: bool) -> Callable[[Any], Any]:
-        return functools.partial(self._activate, ACTIVATIONS[name], is_gated)
+        def activate(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                return self._run_at_once(lambda x, _: activate(x), x)
+            return self._activate(name, x, x.width // 2 if is_gated else x.width, is_gated=is_gated)
 
-    def _activate(self, kind: int, is_gated: bool, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return self._run_at_once(lambda x, _: self._activate(kind, is_gated, x), x)
-        output = x.recording.value(x.width // 2 if is_gated else x.width, self._input_dtype)
+        return activate
+
+    def _activate(self, name: spec.Activation, x: Value, width: int, *, is_gated: bool, num_lines: int = 0) -> Value:
+        output = x.recording.value(lines_width(num_lines, width) if num_lines else width, self._input_dtype)
         x.recording.call(
             "tgis_activation",
             interface.ActivationArgs,
             dtype=self._code,
-            kind=kind,
+            kind=ACTIVATIONS[name],
             is_gated=is_gated,
             input=x,
             output=output,
-            width=output.width,
+            width=width,
+            num_lines=num_lines,
+        )
+        return output
+
+    def mix(self, x: Any, scores: Any, experts: Experts, shared: Any, shared_gate: Any) -> Any:
+        if isinstance(x, Tensor):
+
+            def run(inputs: Any, _: object) -> Any:
+                x, scores, shared, shared_gate = inputs
+                return self.mix(x, scores, experts, shared, shared_gate)
+
+            return self._run_at_once(run, (x, scores, shared, shared_gate))
+        recording, mixture = x.recording, experts.mixture
+        choice = recording.value(interface.CHOICE_WORDS * mixture.num_chosen, torch.float32)
+        shape = {"choice": choice, "num_experts": mixture.num_experts, "num_chosen": mixture.num_chosen}
+        recording.call(
+            "tgis_choose",
+            interface.ChooseArgs,
+            **shape,
+            scoring=SCORINGS[mixture.scoring],
+            scores=scores,
+            num_groups=mixture.num_groups,
+            num_chosen_groups=mixture.num_chosen_groups,
+            bias=recording.keep(as_floats(experts.choice_bias)),
+            is_normalized=mixture.is_normalized,
+            scale=mixture.scale,
+            jitter=mixture.jitter,
+        )
+        single = self._as_input(x)
+        lines = recording.value(lines_width(mixture.num_chosen, x.width), self._input_dtype)
+        recording.call(
+            "tgis_gather",
+            interface.GatherArgs,
+            **shape,
+            dtype=self._code,
+            input=single,
+            output=lines,
+            width=x.width,
+        )
+        lines = self._run_experts(shape, lines, experts.up, experts.up_bias, single)
+        inner = experts.down[0].num_inputs
+        lines = self._activate(
+            experts.activation, lines, inner, is_gated=experts.is_gated, num_lines=mixture.num_chosen
+        )
+        lines = self._run_experts(shape, lines, experts.down, experts.down_bias, None)
+        output = recording.value(x.width, torch.float32)
+        recording.call(
+            "tgis_combine",
+            interface.CombineArgs,
+            **shape,
+            input=lines,
+            output=output,
+            shared=NONE if shared is None else shared,
+            gate=NONE if shared_gate is None else shared_gate,
+            width=x.width,
+        )
+        return output
+
+    def _run_experts(
+        self, shape: dict[str, Any], lines: Value, weights: Sequence[CpuWeight], biases: Tensor | None, single: Any
+    ) -> Value:
+        recording, first = lines.recording, weights[0]
+        output = recording.value(lines_width(shape["num_chosen"], first.num_outputs), torch.float32)
+        recording.kept.append(weights)
+        recording.call(
+            "tgis_experts",
+            interface.ExpertsArgs,
+            **shape,
+            dtype=self._code,
+            input=lines,
+            output=output,
+            single=NONE if single is None else single,
+            num_inputs=first.num_inputs,
+            num_outputs=first.num_outputs,
+            weights=recording.keep(torch.tensor([weight.address for weight in weights])),
+            biases=recording.keep(None if biases is None else pad(biases.float()).contiguous()),
         )
         return output
 
@@ -427,9 +515,14 @@ class CpuOps:
         return result.to(dtypes[0]) if result is not None and dtypes else result
 
 
-def pad(vector: Tensor) -> Tensor:
-    """Zeros up to a multiple of COLUMNS."""
-    return functional.pad(vector, (0, -len(vector) % COLUMNS))
+def pad(vectors: Tensor) -> Tensor:
+    """Zeros at the end of vectors, up to a multiple of COLUMNS."""
+    return functional.pad(vectors, (0, -vectors.shape[-1] % COLUMNS))
+
+
+def lines_width(num_lines: int, width: int) -> int:
+    """Elements of a row with that many lines; see ``lines_of`` in ``core.h``."""
+    return num_lines * -(-width // COLUMNS) * COLUMNS
 
 
 def as_floats(vector: Tensor | None) -> Tensor | None:

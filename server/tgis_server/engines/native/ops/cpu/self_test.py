@@ -89,7 +89,7 @@ class Bench:
             )
             pointer = None if rows is None else ctypes.pointer(rows)
             step = interface.Step(len(buffers[0]), NUM_THREADS, c_buffers, pointer)
-            self.library.tgis_run(program, 0, len(calls), step)
+            self.library.tgis_run(program, 0, self.library.tgis_num_ops(program), step)
         finally:
             self.library.tgis_delete_program(program)
 
@@ -103,16 +103,22 @@ def is_linear_right(bench: Bench) -> bool:
 
 def multiplies(bench: Bench, num_rows: int, num_inputs: int, num_outputs: int) -> bool:
     x, weight, bias = bench.draw(num_rows, num_inputs), bench.draw(num_outputs, num_inputs), bench.draw(1, num_outputs)
-    packed = np.zeros(bench.library.tgis_packed_bytes(bench.kernels, bench.dtype, num_inputs, num_outputs), np.uint8)
-    plain, c_bias = bench.store(weight), pad(bias)
-    bench.library.tgis_pack(
-        *(bench.kernels, bench.dtype, address(plain), num_inputs, num_inputs, num_outputs),
-        *(address(packed), NUM_THREADS),
-    )
+    packed, c_bias = pack(bench, weight), pad(bias)
     given, result = bench.give(x), pad(np.full((num_rows, num_outputs), np.nan))
     weights = (num_inputs, num_outputs, address(packed), address(c_bias))
     bench.compute({"tgis_linear": interface.LinearArgs(bench.dtype, 0, 1, *weights)}, [given, result])
     return is_close(result, x @ weight.T.astype(np.float64) + bias, TOLERANCE)
+
+
+def pack(bench: Bench, weight: np.ndarray) -> np.ndarray:
+    num_outputs, num_inputs = weight.shape
+    packed = np.zeros(bench.library.tgis_packed_bytes(bench.kernels, bench.dtype, num_inputs, num_outputs), np.uint8)
+    plain = bench.store(weight)
+    bench.library.tgis_pack(
+        *(bench.kernels, bench.dtype, address(plain), num_inputs, num_inputs, num_outputs),
+        *(address(packed), NUM_THREADS),
+    )
+    return packed
 
 
 def is_norm_right(bench: Bench) -> bool:
@@ -143,10 +149,13 @@ def is_activation_right(bench: Bench) -> bool:
 def activates(bench: Bench, kind: int, is_gated: bool) -> bool:
     x = 4 * bench.draw(NUM_ROWS, WIDTH * (1 + is_gated))
     result = bench.make_output(NUM_ROWS, WIDTH)
-    arguments = interface.ActivationArgs(bench.dtype, kind, is_gated, 0, 1, WIDTH)
+    arguments = interface.ActivationArgs(bench.dtype, kind, is_gated, 0, 1, WIDTH, 0)
     bench.compute({"tgis_activation": arguments}, [pad(x), result])
     expected = np.vectorize(ACTIVATIONS[kind])(x[:, :WIDTH].astype(np.float64))
-    return is_close(result, expected * x[:, WIDTH:] if is_gated else expected, 4 * bench.tolerance)
+    factor = x[:, WIDTH:] if is_gated else 1
+    if is_gated and kind == LIMITED:
+        factor = x[:, WIDTH:].clip(-7, 7) + 1
+    return is_close(result, expected * factor, 4 * bench.tolerance)
 
 
 ACTIVATIONS: tuple[Callable[[float], float], ...] = (
@@ -155,7 +164,44 @@ ACTIVATIONS: tuple[Callable[[float], float], ...] = (
     lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     lambda x: max(x, 0.0),
     lambda x: max(x, 0.0) ** 2,
+    lambda x: min(x, 7.0) / (1 + math.exp(-1.702 * min(x, 7.0))),
 )
+LIMITED = 5  # the activation that limits what it is multiplied by, and adds 1 to it
+
+
+def are_experts_right(bench: Bench) -> bool:
+    return all(mixes(bench, num_tokens) for num_tokens in (1, NUM_ROWS))
+
+
+def mixes(bench: Bench, num_tokens: int) -> bool:
+    """Each token chooses two of five experts, which are linear layers."""
+    count, chosen, outputs = 5, 2, 40
+    x, scores, weights = bench.draw(num_tokens, WIDTH), bench.draw(num_tokens, count), bench.draw(count, outputs, WIDTH)
+    values = np.exp(scores.astype(np.float64))
+    best = np.argsort(-values, 1)[:, :chosen]
+    shares = np.take_along_axis(values, best, 1)
+    shares /= shares.sum(1, keepdims=True)
+    expected = np.einsum("tk,tkoi,ti->to", shares, weights.astype(np.float64)[best], x)
+
+    packed = [pack(bench, weight) for weight in weights]
+    places = np.array([address(each) for each in packed], np.int64)
+    buffers = [
+        *(pad(scores), bench.give(x), pad(np.zeros((num_tokens, chosen * interface.CHOICE_WORDS)))),
+        bench.make_output(num_tokens, chosen * (WIDTH + -WIDTH % COLUMNS)),
+        pad(np.full((num_tokens, chosen * (outputs + -outputs % COLUMNS)), np.nan)),
+        pad(np.full((num_tokens, outputs), np.nan)),
+    ]
+    shape = {"choice": 2, "num_experts": count, "num_chosen": chosen}
+    choose = interface.ChooseArgs(**shape, num_groups=1, num_chosen_groups=1, is_normalized=1, scale=1)
+    sizes = {"num_inputs": WIDTH, "num_outputs": outputs, "weights": address(places)}
+    calls = {
+        "tgis_choose": choose,
+        "tgis_gather": interface.GatherArgs(**shape, dtype=bench.dtype, input=1, output=3, width=WIDTH),
+        "tgis_experts": interface.ExpertsArgs(**shape, dtype=bench.dtype, input=3, output=4, single=1, **sizes),
+        "tgis_combine": interface.CombineArgs(**shape, input=4, output=5, shared=NONE, gate=NONE, width=outputs),
+    }
+    bench.compute(calls, buffers)
+    return is_close(buffers[5], expected, TOLERANCE)
 
 
 def is_embed_right(bench: Bench) -> bool:
@@ -272,6 +318,7 @@ TESTS: dict[str, Callable[[Bench], bool]] = {
     "linear": is_linear_right,
     "norm": is_norm_right,
     "activation": is_activation_right,
+    "experts": are_experts_right,
     "embed": is_embed_right,
     "add": is_add_right,
     "attention": is_attention_right,

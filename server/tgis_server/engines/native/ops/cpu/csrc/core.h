@@ -36,6 +36,11 @@ struct Buffer {
   template <class T> T* row(int64_t i) const { return reinterpret_cast<T*>(data + i * stride); }
 };
 
+// A buffer whose rows hold several lines of `width` elements: all lines, one after another.
+inline Buffer lines_of(const Buffer& buffer, int64_t width, int64_t element_bytes) {
+  return {buffer.data, round_up(width, kColumns) * element_bytes};
+}
+
 struct Step {
   int64_t num_tokens;
   int32_t num_threads;
@@ -77,7 +82,7 @@ struct NormArgs {
   float eps, scale;      // `scale` multiplies the addend
 };
 
-enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu_squared = 4 };
+enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu_squared = 4, swigluoai = 5 };
 
 struct ActivationArgs {
   Dtype dtype;
@@ -85,6 +90,43 @@ struct ActivationArgs {
   int32_t is_gated;
   int32_t input, output;  // float32, input of a linear layer
   int64_t width;          // of the output
+  int64_t num_lines;      // for each token, see `lines_of`; 0: a row
+};
+
+enum class Scoring : int32_t { softmax = 0, sigmoid = 1, sparsemixer = 2 };
+
+// How tokens choose experts; see spec.Mixture. Results are written to a buffer of `Chosen`, see experts.h.
+struct ChooseArgs {
+  Scoring scoring;
+  int32_t scores, choice;  // buffers: float32 for each expert, Chosen
+  int64_t num_experts, num_chosen, num_groups, num_chosen_groups;
+  const float* bias;       // (num_experts,), added to what the choice compares; may be null
+  int32_t is_normalized;
+  float scale, jitter;
+};
+
+// The inputs of the experts, in their order: a line for each pair of a token and an expert that it has chosen.
+struct GatherArgs {
+  Dtype dtype;
+  int32_t choice, input, output;  // inputs of a linear layer
+  int64_t num_experts, num_chosen, width;
+};
+
+// A linear layer of each expert.
+struct ExpertsArgs {
+  Dtype dtype;
+  int32_t choice, input, output;  // lines, as in GatherArgs: input of a linear layer, float32
+  int32_t single;                 // the input if the step has one token, which all its experts share; -1: lines
+  int64_t num_experts, num_chosen, num_inputs, num_outputs;
+  const void* const* weights;     // of each expert, from `pack`
+  const float* biases;            // lines padded to a multiple of kColumns; may be null
+};
+
+// output = each expert's result times its weight, summed for each token; plus sigmoid(gate) * shared.
+struct CombineArgs {
+  int32_t choice, input, output;
+  int32_t shared, gate;           // float32; -1: there is none, the factor is 1
+  int64_t num_experts, num_chosen, width;
 };
 
 struct EmbedArgs {
@@ -202,6 +244,11 @@ struct Kernels {
   int64_t (*block_bytes)(const CacheShape&);  // of one block of one layer
   OpPtr (*write)(const WriteArgs&);
   OpPtr (*attend)(const AttendArgs&);
+  OpPtr (*choose)(const ChooseArgs&);
+  OpPtr (*order)(const ChooseArgs&);
+  OpPtr (*gather)(const GatherArgs&);
+  OpPtr (*experts)(const ExpertsArgs&);
+  OpPtr (*combine)(const CombineArgs&);
 };
 
 // Called by each instruction set's file when the library is loaded.

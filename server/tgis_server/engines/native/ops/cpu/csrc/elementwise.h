@@ -7,13 +7,14 @@ namespace tgis::TGIS_ISA {
 // Tokens that one item of an elementwise operation computes.
 inline int64_t tokens_per_item(int64_t width) { return std::max<int64_t>(1, 4096 / width); }
 
-inline int64_t num_items(const Step& step, int64_t width) {
+inline int64_t num_items(const Step& step, int64_t width, int64_t num_lines = 0) {
   int64_t tokens = tokens_per_item(width);
-  return (step.num_tokens + tokens - 1) / tokens;
+  return (step.num_tokens * std::max<int64_t>(1, num_lines) + tokens - 1) / tokens;
 }
 
-template <class F> inline void for_tokens(const Step& step, int64_t width, int64_t item, F&& f) {
-  int64_t tokens = tokens_per_item(width), end = std::min(step.num_tokens, (item + 1) * tokens);
+template <class F> inline void for_tokens(const Step& step, int64_t width, int64_t item, F&& f, int64_t num_lines = 0) {
+  int64_t tokens = tokens_per_item(width), num_rows = step.num_tokens * std::max<int64_t>(1, num_lines);
+  int64_t end = std::min(num_rows, (item + 1) * tokens);
   for (int64_t t = item * tokens; t < end; ++t) f(t);
 }
 
@@ -26,23 +27,39 @@ template <Activation kind> inline Vec activate(Vec x) {
     Vec inner = set1(0.79788456f) * fma(x * x * x, set1(0.044715f), x);
     return x * fma(tanh(inner), set1(0.5f), set1(0.5f));
   }
+  if constexpr (kind == Activation::swigluoai) {
+    x = min(set1(7.f), x);
+    return x / (set1(1.f) + exp(x * set1(-1.702f)));
+  }
+}
+
+// What a gated MLP multiplies the activation by.
+template <Activation kind> inline Vec factor(Vec up) {
+  if constexpr (kind == Activation::swigluoai) return min(set1(7.f), max(set1(-7.f), up)) + set1(1.f);
+  return up;
 }
 
 template <class E, Activation kind> class Activate : public Op {
  public:
   explicit Activate(const ActivationArgs& args) : a_(args) {}
 
-  int64_t begin(const Step& step) override { return num_items(step, a_.width); }
+  int64_t begin(const Step& step) override { return num_items(step, a_.width, a_.num_lines); }
 
   void run(const Step& step, int64_t item) override {
-    for_tokens(step, a_.width, item, [&](int64_t t) {
-      const float* x = step.buffers[a_.input].row<float>(t);
-      Input<E>* out = step.buffers[a_.output].row<Input<E>>(t);
+    Buffer in = step.buffers[a_.input], outputs = step.buffers[a_.output];
+    if (a_.num_lines) {
+      in = lines_of(in, a_.is_gated ? 2 * a_.width : a_.width, sizeof(float));
+      outputs = lines_of(outputs, a_.width, sizeof(Input<E>));
+    }
+    auto each = [&](int64_t t) {
+      const float* x = in.row<float>(t);
+      Input<E>* out = outputs.row<Input<E>>(t);
       for (int64_t i = 0; i < a_.width; i += kLanes) {
         Vec v = activate<kind>(load(x + i));
-        store(out + i, a_.is_gated ? v * load(x + a_.width + i) : v);
+        store(out + i, a_.is_gated ? v * factor<kind>(load(x + a_.width + i)) : v);
       }
-    });
+    };
+    for_tokens(step, a_.width, item, each, a_.num_lines);
   }
 
  private:

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "cache.h"
 #include "elementwise.h"
+#include "experts.h"
 #include "linear.h"
 #include "norm.h"
 #include "sampling.h"
@@ -30,6 +31,7 @@ template <class E> OpPtr make_activation(const ActivationArgs& args) {
     case Activation::gelu_tanh: return std::make_unique<Activate<E, Activation::gelu_tanh>>(args);
     case Activation::relu: return std::make_unique<Activate<E, Activation::relu>>(args);
     case Activation::relu_squared: return std::make_unique<Activate<E, Activation::relu_squared>>(args);
+    case Activation::swigluoai: return std::make_unique<Activate<E, Activation::swigluoai>>(args);
   }
   return nullptr;
 }
@@ -65,6 +67,11 @@ const Kernels kernels{
     },
     [](const WriteArgs& args) { return make<Write>(args, args.cache.dtype); },
     [](const AttendArgs& args) { return make<Attend>(args, args.cache.dtype); },
+    [](const ChooseArgs& args) -> OpPtr { return std::make_unique<Choose>(args); },
+    [](const ChooseArgs& args) -> OpPtr { return std::make_unique<Order>(args); },
+    [](const GatherArgs& args) { return make<Gather>(args, args.dtype); },
+    [](const ExpertsArgs& args) { return make<Experts>(args, args.dtype); },
+    [](const CombineArgs& args) -> OpPtr { return std::make_unique<Combine>(args); },
 };
 
 const Registration registration(kernels);

@@ -35,55 +35,68 @@ void pack(const E* weight, int64_t stride, int64_t num_inputs, int64_t num_outpu
   }
 }
 
+// Rows [first, last) of `in` times a block of outputs, into `out`. `bias` may be null.
+template <class E>
+void multiply_block(const Buffer& in, const Buffer& out, int64_t first, int64_t last, int64_t block, const E* panel,
+                    int64_t num_inputs, const float* bias) {
+  constexpr int kWidth = kMaxVecs * kLanes;
+  int64_t x_stride = in.stride / sizeof(Input<E>);
+  for (int part = 0; part < kColumns; part += kWidth) {
+    int64_t column = block * kColumns + part;
+    int64_t ahead = kAhead;  // only the first group of rows waits for memory
+    for_row_groups(last - first, [&](auto n, int64_t m) {
+      Vec sums[n()][kMaxVecs];
+      for (int v = 0; v < kMaxVecs; ++v)
+        for (auto& of_row : sums) of_row[v] = bias ? load(bias + column + v * kLanes) : zero();
+      const E* columns = panel + part * Packing<E>::kStep;
+      const Input<E>* x = in.template row<Input<E>>(first + m);
+      if (ahead)
+        multiply<E, n(), kMaxVecs>(sums, x, x_stride, columns, kColumns * Packing<E>::kStep, num_inputs, kAhead);
+      else
+        multiply<E, n(), kMaxVecs>(sums, x, x_stride, columns, kColumns * Packing<E>::kStep, num_inputs);
+      ahead = 0;
+      for (int i = 0; i < n(); ++i)
+        for (int v = 0; v < kMaxVecs; ++v) store(out.row<float>(first + m + i) + column + v * kLanes, sums[i][v]);
+    });
+  }
+}
+
+// How many blocks of outputs, and how many rows, a piece of work has.
+template <class E> struct Pieces {
+  int64_t num_blocks, blocks, rows;
+
+  Pieces(int64_t num_inputs, int64_t num_outputs, int64_t num_matrices, int num_threads) {
+    num_blocks = (num_outputs + kColumns - 1) / kColumns;
+    int64_t most = std::max<int64_t>(1, num_matrices * num_blocks / (8 * num_threads));
+    blocks = std::clamp<int64_t>(kWeightPiece / (block_elements<E>(num_inputs) * int64_t(sizeof(E))), 1, most);
+    rows = kRowPiece / (num_inputs * int64_t(sizeof(Input<E>)));
+    rows = std::max<int64_t>(kMaxRows * 4, rows / kMaxRows * kMaxRows);
+  }
+  int64_t num_columns() const { return (num_blocks + blocks - 1) / blocks; }
+};
+
 template <class E> class Linear : public Op {
  public:
   explicit Linear(const LinearArgs& args) : a_(args) {}
 
   int64_t begin(const Step& step) override {
-    int64_t block_bytes = block_elements<E>(a_.num_inputs) * sizeof(E);
-    num_blocks_ = (a_.num_outputs + kColumns - 1) / kColumns;
-    int64_t most = std::max<int64_t>(1, num_blocks_ / (8 * step.num_threads));
-    blocks_per_item_ = std::clamp<int64_t>(kWeightPiece / block_bytes, 1, most);
-    rows_per_item_ = kRowPiece / (a_.num_inputs * int64_t(sizeof(Input<E>)));
-    rows_per_item_ = std::max<int64_t>(kMaxRows * 4, rows_per_item_ / kMaxRows * kMaxRows);
-    pieces_ = (num_blocks_ + blocks_per_item_ - 1) / blocks_per_item_;
-    return pieces_ * ((step.num_tokens + rows_per_item_ - 1) / rows_per_item_);
+    pieces_ = {a_.num_inputs, a_.num_outputs, 1, step.num_threads};
+    return pieces_.num_columns() * ((step.num_tokens + pieces_.rows - 1) / pieces_.rows);
   }
 
   void run(const Step& step, int64_t item) override {
-    int64_t m0 = item / pieces_ * rows_per_item_, m1 = std::min(step.num_tokens, m0 + rows_per_item_);
-    int64_t b0 = item % pieces_ * blocks_per_item_, b1 = std::min(num_blocks_, b0 + blocks_per_item_);
+    int64_t columns = pieces_.num_columns(), blocks = pieces_.blocks;
+    int64_t m0 = item / columns * pieces_.rows, m1 = std::min(step.num_tokens, m0 + pieces_.rows);
+    int64_t b0 = item % columns * blocks, b1 = std::min(pieces_.num_blocks, b0 + blocks);
     const E* weight = static_cast<const E*>(a_.weight);
-    for (int64_t b = b0; b < b1; ++b) multiply_block(step, m0, m1, b, weight + b * block_elements<E>(a_.num_inputs));
+    for (int64_t b = b0; b < b1; ++b)
+      multiply_block(step.buffers[a_.input], step.buffers[a_.output], m0, m1, b,
+                     weight + b * block_elements<E>(a_.num_inputs), a_.num_inputs, a_.bias);
   }
 
  private:
-  void multiply_block(const Step& step, int64_t m0, int64_t m1, int64_t block, const E* panel) const {
-    constexpr int kWidth = kMaxVecs * kLanes;
-    const Buffer &in = step.buffers[a_.input], &out = step.buffers[a_.output];
-    int64_t x_stride = in.stride / sizeof(Input<E>);
-    for (int part = 0; part < kColumns; part += kWidth) {
-      int64_t column = block * kColumns + part;
-      int64_t ahead = kAhead;  // only the first group of rows waits for memory
-      for_row_groups(m1 - m0, [&](auto n, int64_t m) {
-        Vec sums[n()][kMaxVecs];
-        for (int v = 0; v < kMaxVecs; ++v)
-          for (auto& of_row : sums) of_row[v] = a_.bias ? load(a_.bias + column + v * kLanes) : zero();
-        const E* columns = panel + part * Packing<E>::kStep;
-        const Input<E>* x = in.template row<Input<E>>(m0 + m);
-        if (ahead)
-          multiply<E, n(), kMaxVecs>(sums, x, x_stride, columns, kColumns * Packing<E>::kStep, a_.num_inputs, kAhead);
-        else
-          multiply<E, n(), kMaxVecs>(sums, x, x_stride, columns, kColumns * Packing<E>::kStep, a_.num_inputs);
-        ahead = 0;
-        for (int i = 0; i < n(); ++i)
-          for (int v = 0; v < kMaxVecs; ++v) store(out.row<float>(m0 + m + i) + column + v * kLanes, sums[i][v]);
-      });
-    }
-  }
-
   const LinearArgs a_;
-  int64_t num_blocks_ = 0, blocks_per_item_ = 0, rows_per_item_ = 0, pieces_ = 0;
+  Pieces<E> pieces_{1, 1, 1, 1};
 };
 
 }  // namespace tgis::TGIS_ISA

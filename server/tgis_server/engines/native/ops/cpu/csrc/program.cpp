@@ -146,6 +146,13 @@ void tgis_norm(Program* p, const NormArgs* args) { p->ops.push_back(p->kernels.n
 void tgis_activation(Program* p, const ActivationArgs* args) { p->ops.push_back(p->kernels.activation(*args)); }
 void tgis_embed(Program* p, const EmbedArgs* args) { p->ops.push_back(p->kernels.embed(*args)); }
 void tgis_add(Program* p, const AddArgs* args) { p->ops.push_back(p->kernels.add(*args)); }
+void tgis_choose(Program* p, const ChooseArgs* args) {
+  p->ops.push_back(p->kernels.choose(*args));
+  p->ops.push_back(p->kernels.order(*args));
+}
+void tgis_gather(Program* p, const GatherArgs* args) { p->ops.push_back(p->kernels.gather(*args)); }
+void tgis_experts(Program* p, const ExpertsArgs* args) { p->ops.push_back(p->kernels.experts(*args)); }
+void tgis_combine(Program* p, const CombineArgs* args) { p->ops.push_back(p->kernels.combine(*args)); }
 int64_t tgis_block_bytes(const Kernels* kernels, const CacheShape* shape) { return kernels->block_bytes(*shape); }
 void tgis_write(Program* p, const WriteArgs* args) { p->ops.push_back(p->kernels.write(*args)); }
 void tgis_attend(Program* p, const AttendArgs* args) { p->ops.push_back(p->kernels.attend(*args)); }
