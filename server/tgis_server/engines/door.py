@@ -68,12 +68,18 @@ class RankMemory(Protocol):
 class StepWork:
     """What a rank reads and computes in a step, for comparing times with the limits of a machine."""
 
-    weight_bytes: int  # read in each step; without embeddings, of which a step reads only a few rows
+    weight_bytes: int  # read in each step; without embeddings, of which a step reads only a few rows, and experts
     token_flops: int  # for each token, without attention and the output head
     head_flops: int  # for each row that samples
     layer_kv_bytes: int  # keys and values of one token in one layer
     layer_pair_flops: int  # attention in one layer, for each pair of a token and a key
     windows: tuple[int | None, ...]  # for each layer the keys that a token sees; None: all
+    expert_bytes: int = 0  # of the experts in all layers
+    expert_share: float = 0.0  # of them, each token uses so many
+
+    def read_bytes(self, num_tokens: int) -> float:
+        """The weights that a step of so many tokens reads, if its tokens choose experts independently of each other."""
+        return self.weight_bytes + self.expert_bytes * (1 - (1 - self.expert_share) ** num_tokens)
 
 
 class ModelSizes(Protocol):

@@ -40,6 +40,13 @@ def test_a_decode_step_reads_the_weights_once_and_the_keys_of_each_row():
     assert cost(Work("decode", 2, 6)) == Cost(1000 + 2 * 8 * 20, 2 * (200 + 50 + 8 * 8))
 
 
+def test_a_step_reads_the_experts_that_its_tokens_are_expected_to_choose():
+    step = StepWork(1000, 200, 50, 0, 0, windows=(None,), expert_bytes=800, expert_share=0.25)
+
+    assert cost(Work("decode", 1, 6), step).read_bytes == 1000 + 200
+    assert cost(Work("decode", 2, 6), step).read_bytes == 1000 + 200 + 150  # a fourth of what the first leaves
+
+
 def test_a_window_limits_the_keys_of_its_layer():
     step = StepWork(1000, 200, 50, 10, 4, windows=(5, None))
 

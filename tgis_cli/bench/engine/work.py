@@ -123,14 +123,14 @@ def cost_of(work: Work, step: StepWork, *, num_steps: int, chunk_tokens: int) ->
     if work.kind == "decode":
         keys = work.tokens + (num_steps + 1) / 2
         return Cost(
-            step.weight_bytes + work.rows * kv_bytes(step, keys),
+            step.read_bytes(work.rows) + work.rows * kv_bytes(step, keys),
             work.rows * (step.token_flops + step.head_flops + pair_flops(step, 1, keys)),
         )
     total = Cost(0, step.head_flops)
     for start in range(0, work.tokens, chunk_tokens):
         count = min(chunk_tokens, work.tokens - start)
         total = Cost(
-            total.read_bytes + step.weight_bytes + kv_bytes(step, start + count),
+            total.read_bytes + step.read_bytes(count) + kv_bytes(step, start + count),
             total.flops + count * step.token_flops + pair_flops(step, count, start + (count + 1) / 2),
         )
     return total
@@ -159,4 +159,6 @@ def add_up(ranks: Sequence[StepWork]) -> StepWork:
         layer_kv_bytes=sum(rank.layer_kv_bytes for rank in ranks),
         layer_pair_flops=sum(rank.layer_pair_flops for rank in ranks),
         windows=ranks[0].windows,
+        expert_bytes=sum(rank.expert_bytes for rank in ranks),
+        expert_share=ranks[0].expert_share,
     )

@@ -115,7 +115,7 @@ def rank_memory(run: Run, checkpoint: Checkpoint, rank: int, *, packs_weights: b
         num_tokens=run.max_batch_tokens,
         num_rows=config.max_batch_size,
         hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size // run.num_shard,
+        inner_size=inner_elements(spec) // run.num_shard,
         qkv_size=(spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim // run.num_shard,
         vocab_size=spec.vocab_size,
         item_bytes=ITEM_BYTES["float32" if may_be_compiled else run.dtype],
@@ -253,16 +253,25 @@ def step_bytes(
     num_tokens: int,
     num_rows: int,
     hidden_size: int,
-    intermediate_size: int,
+    inner_size: int,
     qkv_size: int,
     vocab_size: int,
     item_bytes: int,
 ) -> int:
     """Estimated peak memory of a step: activations of its tokens, and float32 logits of its rows, including copies."""
-    widest = max(2 * intermediate_size + intermediate_size, 2 * qkv_size)
+    widest = max(inner_size, 2 * qkv_size)
     activations = num_tokens * item_bytes * (4 * hidden_size + widest)
     logits = min(num_rows, num_tokens) * vocab_size * (item_bytes + 3 * 4)
     return activations + logits
+
+
+def inner_elements(spec: DecoderSpec) -> int:
+    """What a token's MLP keeps at a time: gate, up and their product; of each expert also its input and its output."""
+    mlp = 3 * spec.intermediate_size
+    if spec.mixture is None:
+        return mlp
+    shared = 3 * spec.mixture.shared_size
+    return max(mlp, shared, spec.mixture.num_chosen * (3 * spec.mixture.intermediate_size + 2 * spec.hidden_size))
 
 
 def free_gpu_bytes(index: int, fraction: float) -> int:

@@ -78,22 +78,27 @@ class Checkpoint:
         """What a step reads and computes on ``rank``. The encoder of an encoder-decoder counts as a part of it."""
         spec = self.spec
         head_name = outer_tensors(spec)[0 if spec.is_head_tied else 1]
-        looked_up = linear = head = 0
+        looked_up = linear = head = experts = 0
         for parameter in self.parameters:
             elements = self.elements_of(parameter, rank)
             if parameter.pieces[0].tensor == head_name:
                 head = elements
             elif parameter.kind is Kind.EMBEDDING:
                 looked_up += elements
+            elif ".experts." in parameter.name:
+                experts += elements
             elif parameter.kind is Kind.LINEAR:
                 linear += elements
+        share = spec.mixture.num_chosen / spec.mixture.num_experts if spec.mixture else 0.0
         return StepWork(
-            weight_bytes=(self.num_elements(rank) - looked_up) * ITEM_BYTES[dtype],
-            token_flops=2 * linear,
+            weight_bytes=(self.num_elements(rank) - looked_up - experts) * ITEM_BYTES[dtype],
+            token_flops=2 * linear + round(2 * experts * share),
             head_flops=2 * head,
             layer_kv_bytes=self.layer_kv_bytes(rank, dtype),
             layer_pair_flops=4 * spec.num_heads // self.num_shard * spec.head_dim,
             windows=spec.windows or (None,) * spec.num_layers,
+            expert_bytes=experts * ITEM_BYTES[dtype],
+            expert_share=share,
         )
 
 
