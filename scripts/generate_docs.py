@@ -75,8 +75,8 @@ def options_page() -> str:
         "option names as keys), and the default. Blank environment variables are treated as unset. The opposite of a",
         "switch `--x` is `--no-x`; in the environment, `n`, `no`, `f`, `false`, `off` and `0` are false and anything",
         "else is true. `tgis config show` prints every value and its origin; a wrong value in the file is reported",
-        "with its line. `tgis config init [FILE]` writes a file with all options, explained and commented out, except",
-        "for those that are given with it.",
+        "with its line. `tgis config init [FILE]` writes a file that explains every option, all commented out except",
+        "those given on its command line.",
     ]
     for group in GROUPS:
         lines += [

@@ -113,7 +113,7 @@ def read_lines(pipe: TextIO, lines: queue.SimpleQueue[str | None]) -> None:
 
 
 def next_line(lines: queue.SimpleQueue[str | None]) -> str | None:
-    """The next line of the program; empty if there was none for a second, ``None`` at the end."""
+    """The program's next line of output; empty if none arrives within a second, ``None`` at the end."""
     try:
         return lines.get(timeout=TICK_S)
     except queue.Empty:
@@ -149,7 +149,7 @@ def shorten(text: str, columns: int) -> str:
 
 
 class ProgressLine:
-    """What is being done, for how long, and pip's last step: rewritten on a terminal, else a line now and then."""
+    """The task, the elapsed time and pip's latest step: one line rewritten on a terminal, new lines elsewhere."""
 
     def __init__(self, title: str, stream: TextIO) -> None:
         self._title, self._stream = title, stream

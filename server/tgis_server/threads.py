@@ -77,8 +77,8 @@ class Threads:
 class ReservedThreads:
     """Threads reserved early, because gRPC crashes or logs the same line forever if it cannot start one.
 
-    They are started well before such a library is used and ended right before its first use, so that a tight limit
-    becomes an explained error.
+    They are started well before gRPC is used and ended right before its first use, so that a tight limit causes an
+    error that says so.
     """
 
     def __init__(self, num_threads: int) -> None:

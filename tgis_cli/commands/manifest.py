@@ -1,4 +1,4 @@
-"""``tgis manifest``: the Kubernetes objects that serve a model, from the launch options and a plan's arithmetic."""
+"""``tgis manifest``: generate the Kubernetes objects that serve a model, sized as ``tgis plan`` would."""
 
 from __future__ import annotations
 

@@ -46,9 +46,10 @@ def run(
 ) -> None:
     """Try a model: serve it on this machine only, complete text with it, and stop the server.
 
-    A first argument with spaces is a text for the demo model. All other options of `tgis launch` can be given in the
-    environment or with --config, except those for addresses, restarts, draining, the log format and the termination
-    log, which are fixed. TLS variables are ignored. The server's log is in ~/.local/state/tgis/run-logs.
+    If the first argument contains spaces, it is a prompt for the demo model. All other options of `tgis
+    launch` can be given in the environment or with --config, except those for addresses, restarts, draining, the log
+    format and the termination log, which are fixed. TLS variables are ignored. The server's log is in
+    ~/.local/state/tgis/run-logs.
     """
     model, words = split_words(flags.pop("model_name"), text or [])
     server = OwnServer(

@@ -1,4 +1,4 @@
-"""The Kubernetes objects that serve a model, from the launch options and the arithmetic of a plan. Nothing is applied.
+"""The Kubernetes objects that serve a model, from the launch options and the sizes that ``tgis plan`` computes.
 
 First one :class:`Workload` is decided; pure functions then turn it into the objects of a target, with comments that
 explain the numbers.

@@ -34,8 +34,8 @@ def parse_value(option: Option, raw: Any, source: str) -> Any:
             problem += f" {hint}"
         if str(raw).startswith("tcp://"):
             problem += (
-                " Kubernetes sets this variable for a Service of that name: set it in the pod, or use "
-                f"enableServiceLinks: false, or {option.flag}."
+                " Kubernetes sets this variable if there is a Service with a matching name. Set the variable in the "
+                f"pod, set enableServiceLinks: false, or pass {option.flag}."
             )
         raise UsageError(problem) from None
 

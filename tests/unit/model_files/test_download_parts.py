@@ -266,7 +266,7 @@ def test_content_is_compared_with_either_kind_of_digest(digest: str, is_right: b
     ("arguments", "exit_code", "sentence"),
     [
         (["org/m", "--extension", ","], 2, "--extension is empty"),
-        (["org/m", "--revision", "../x"], 2, "cannot be a branch, tag or commit"),
+        (["org/m", "--revision", "../x"], 2, "is not a valid name of a branch, tag or commit"),
         (["no such name"], 2, "is neither a directory nor a valid name on the hub"),
         (["./nowhere"], 2, "./nowhere is not a directory"),
         ([""], 2, "The model's name is empty"),

@@ -87,7 +87,7 @@ class SnapshotDownload:
 
     def __init__(self, order: Order, cache_dir: Path, *, as_json: bool) -> None:
         if not is_safe_path(order.revision):
-            raise UsageError(f"--revision {order.revision!r} cannot be a branch, tag or commit.")
+            raise UsageError(f"--revision {order.revision!r} is not a valid name of a branch, tag or commit.")
         self.order = order
         self.folder = CacheFolder(cache_dir, order.model)
         self._extensions = parse_extensions(order.extension)

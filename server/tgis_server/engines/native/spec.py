@@ -88,8 +88,8 @@ class RelativePositions:
 class Mixture:
     """A mixture of experts in place of an MLP. Each token uses the MLPs that a router chooses; results are weighted.
 
-    The router scores the experts with a linear layer. ``scoring`` turns scores into values. The experts with the largest
-    values are chosen, and their values are the weights.
+    The router scores the experts with a linear layer. ``scoring`` turns scores into values. The experts with the
+    largest values are chosen, and their values are the weights.
     """
 
     num_experts: int

@@ -1,7 +1,7 @@
 """Logits processors for whole batches: each takes scores (rows, vocab) in float32, with one parameter per row.
 
 Parameters are (rows, 1) tensors on the scores' device. Dropped scores become -inf. All processors are deterministic;
-their docstrings say how ties at the border of a cut are treated.
+their docstrings say how ties at the cutoff are handled.
 """
 
 from __future__ import annotations

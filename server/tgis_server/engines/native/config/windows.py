@@ -37,7 +37,7 @@ def read_uniform_window(config: ConfigFile, num_layers: int) -> tuple[int | None
 
 
 def read_windows_from(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
-    """``sliding_window`` on the layers that ``layer_types`` calls sliding; by default, from ``max_window_layers`` on."""
+    """``sliding_window`` on layers that ``layer_types`` calls sliding; by default, those from ``max_window_layers``."""
     window, types = config.optional_integer("sliding_window"), config.names("layer_types")
     if types is None:
         first = config.integer("max_window_layers", at_least=0)

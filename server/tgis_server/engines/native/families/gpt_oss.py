@@ -1,4 +1,4 @@
-"""gpt-oss in bfloat16: attention sinks, windows on alternate layers, and experts with biases and limited activations."""
+"""gpt-oss in bfloat16: attention sinks, windows on alternate layers, and experts with limited activations."""
 
 from __future__ import annotations
 

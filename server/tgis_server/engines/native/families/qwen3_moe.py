@@ -33,14 +33,12 @@ parameters = qwen2_moe.moe_parameters
 def read(config: ConfigFile) -> DecoderSpec:
     spec = llama.read_llama(config, "qwen3_moe")
     attention_bias = config.flag("attention_bias")
-    windows = (None,) * spec.num_layers
-    if config.flag("use_sliding_window"):
-        windows = read_uniform_window(config, spec.num_layers)
+    has_windows = config.flag("use_sliding_window")
     return replace(
         spec,
         qk_norm="rms",
         has_qkv_bias=attention_bias,
         has_o_bias=attention_bias,
         mixture=read_qwen_mixture(config),
-        windows=windows,
+        windows=read_uniform_window(config, spec.num_layers) if has_windows else spec.windows,
     )

@@ -234,7 +234,7 @@ class Ops(Protocol):
         ...
 
     def order_singles(self, num_keys: np.ndarray, cache: Cache) -> np.ndarray | None:
-        """The order in which rows of one token are cheapest to compute.
+        """The order in which single-token rows are cheapest to compute.
 
         Args:
             num_keys: (rows,), each including the row's own token.

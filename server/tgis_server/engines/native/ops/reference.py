@@ -85,7 +85,7 @@ class TorchOps:
         activate = self.make_activation(experts.activation, is_gated=experts.is_gated)
         chosen, weights = choose(scores.float(), experts.choice_bias, experts.mixture)
         mixed = torch.zeros_like(x)
-        for expert in chosen.unique().tolist():
+        for expert in sorted(set(chosen.flatten().tolist())):
             tokens, which = torch.where(chosen == expert)
             inner = linear(x[tokens], experts.up[expert], _row(experts.up_bias, expert), None)
             outer = linear(activate(inner), experts.down[expert], _row(experts.down_bias, expert), None)
@@ -200,7 +200,7 @@ def choose(scores: Tensor, bias: Tensor | None, mixture: spec.Mixture) -> tuple[
     values = scores.softmax(-1) if mixture.scoring == "softmax" else scores.sigmoid()
     compared = values if bias is None else values + bias
     if mixture.num_chosen_groups < mixture.num_groups:
-        groups = compared.unflatten(-1, (mixture.num_groups, -1))
+        groups = compared.view(len(compared), mixture.num_groups, -1)
         sums = groups.topk(min(2, groups.shape[-1]), -1).values.sum(-1)
         is_kept = torch.zeros_like(sums).scatter_(-1, sums.topk(mixture.num_chosen_groups, -1).indices, 1).bool()
         compared = groups.masked_fill(~is_kept[..., None], -torch.inf).flatten(-2)

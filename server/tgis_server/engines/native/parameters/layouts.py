@@ -1,9 +1,9 @@
 """Builders with which families describe how their checkpoints store our parameters.
 
 Our parameters: ``embedding``, ``positions``, ``embedding_norm``, ``final_norm`` and ``head``; per layer
-``attention_norm``, ``qkv``, ``q_norm``, ``k_norm``, ``sinks``, ``o``, ``attention_post_norm``, ``mlp_norm``, ``gate_up`` (only
-``up`` if the MLP is not gated), ``down`` and ``mlp_post_norm``; biases end in ``_bias``. On layers with a mixture of
-experts, in place of the MLP: ``router``, ``choice_bias``, ``experts.0.gate_up``, ``experts.0.down`` and so on,
+``attention_norm``, ``qkv``, ``q_norm``, ``k_norm``, ``sinks``, ``o``, ``attention_post_norm``, ``mlp_norm``,
+``gate_up`` (only ``up`` if the MLP is not gated), ``down`` and ``mlp_post_norm``; biases end in ``_bias``. On layers
+with a mixture of experts, in place of the MLP: ``router``, ``choice_bias``, ``experts.0.gate_up``, ``experts.0.down``,
 ``shared_gate_up``, ``shared_down`` and ``shared_gate``. The spec decides which exist.
 """
 
@@ -177,7 +177,8 @@ def stacked_experts(
 
 def sinks(spec: DecoderSpec, layer: int, tensor: str) -> list[Parameter]:
     """One score for each query head, if the family has them."""
-    return [Parameter(f"layers.{layer}.sinks", Kind.BIAS, (Piece(tensor, spec.num_heads, 0, Split.ROWS),))] * spec.has_sinks
+    pieces = (Piece(tensor, spec.num_heads, 0, Split.ROWS),)
+    return [Parameter(f"layers.{layer}.sinks", Kind.BIAS, pieces)] if spec.has_sinks else []
 
 
 def shared_mlp(spec: DecoderSpec, layer: int, theirs: str, gate: str = "") -> list[Parameter]:

@@ -6,7 +6,6 @@ call per step. Called with tensors instead, an operation is recorded and run at 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
