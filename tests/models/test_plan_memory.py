@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ CONFIG = {
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
 }
+MIXTURE = CONFIG | {"model_type": "mixtral", "num_local_experts": 8, "intermediate_size": 512}
 KV_BYTES = 64 << 20
 
 
@@ -38,13 +40,19 @@ def machine() -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "is_tied", "num_shard"),
-    [("float32", True, 2), ("bfloat16", False, 2), ("bfloat16", True, 1)],
+    ("config", "dtype", "is_tied", "num_shard"),
+    [
+        (CONFIG, "float32", True, 2),
+        (CONFIG, "bfloat16", False, 2),
+        (CONFIG, "bfloat16", True, 1),
+        (MIXTURE, "bfloat16", False, 1),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else None,
 )
 def test_weights_and_kv_cache_are_predicted_within_5_percent(
-    dtype: str, is_tied: bool, num_shard: int, machine: Machine, tmp_path: Path
+    config: dict[str, Any], dtype: str, is_tied: bool, num_shard: int, machine: Machine, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": is_tied}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": is_tied}))
     write_converted_header(tmp_path)  # zeros fill memory like any other weights
     run = make_run(tmp_path, tmp_path, dtype=dtype, num_shard=num_shard, kv_cache_memory=KV_BYTES)
     run = replace(run, cpu_ops=describe_cpu_ops("auto", dtype, os.environ).kernels or "reference")

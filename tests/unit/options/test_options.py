@@ -63,7 +63,7 @@ def test_a_boolean_with_a_value_accepts_only_true_and_false():
 
 
 def test_a_port_variable_set_by_kubernetes_is_explained():
-    with pytest.raises(UsageError, match=r"Kubernetes sets this variable for a Service.*enableServiceLinks"):
+    with pytest.raises(UsageError, match=r"Kubernetes sets this variable if there is a Service.*enableServiceLinks"):
         load({"PORT": "tcp://10.0.0.1:3000"})
 
 

@@ -37,6 +37,8 @@ def inspect(model_dir: Path, num_shard: int) -> ModelSummary:
 
 def summarize_spec(model_dir: Path, spec: DecoderSpec) -> ModelSummary:
     heads = f"{spec.num_heads} heads" + (f" ({spec.num_kv_heads} for KV)" if spec.num_kv_groups > 1 else "")
+    if spec.mixture:
+        heads += f" and {spec.mixture.num_experts} experts ({spec.mixture.num_chosen} for each token)"
     return ModelSummary(
         kind="encoder_decoder" if isinstance(spec, EncoderDecoderSpec) else "decoder",
         family=spec.family,
