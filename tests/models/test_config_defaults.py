@@ -117,6 +117,15 @@ EXTRA_VALUES: dict[str, dict[str, Any]] = {
         "decoder_sparse_step": 2,
         "mlp_only_layers": [1],
     },
+    "olmo2": {"attention_bias": True},
+    "olmoe": {
+        "hidden_size": 1024,
+        "attention_bias": True,
+        "clip_qkv": 3.0,
+        "num_experts": 12,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+    },
     "granitemoe": {
         "attention_bias": True,
         "embedding_multiplier": 3.0,

@@ -127,6 +127,17 @@ def test_mixtures_of_experts_equal_torchs(name: str, num_tokens: int, dtype: tor
     assert_close(ours.float(), theirs.float(), 1e-4 if dtype == torch.float32 else 0.1)
 
 
+def test_parts_are_rescaled_as_by_torch(name: str) -> None:
+    x, weight, sizes = random(13, 2 * WIDTH), random(WIDTH + 19), (WIDTH, 19)
+
+    def rescale(ops: Ops) -> Tensor:
+        return ops.rescale(x.clone(), ops.sum_squares(x, sizes), sizes, (2 * WIDTH, 40), weight, 1e-5)
+
+    ours = rescale(make_ops(name))
+    assert_close(ours, rescale(make_ops(REFERENCE)))
+    assert torch.equal(ours[:, WIDTH + 19 :], x[:, WIDTH + 19 :])
+
+
 def test_values_are_limited(name: str) -> None:
     x = random(13, WIDTH)
     x[3, 4] = torch.nan

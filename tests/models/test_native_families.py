@@ -122,6 +122,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "nemotron": {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True},
     "olmo": {"model_type": "olmo"},
     "olmo-limited": {"model_type": "olmo", "clip_qkv": 0.7, "attention_bias": True},
+    "olmo2": {"model_type": "olmo2", "attention_bias": True},
+    "olmoe": {"model_type": "olmoe", "num_experts": 9, "num_experts_per_tok": 3, "clip_qkv": 0.7},
     "opt": {"model_type": "opt", "ffn_dim": 96},
     "opt-without-biases": {"model_type": "opt", "enable_bias": False, "activation_function": "gelu"},
     "persimmon": {"model_type": "persimmon"},

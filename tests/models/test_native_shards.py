@@ -45,6 +45,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "phi": {"model_type": "phi", "qk_layernorm": True},
     "phi3": {"model_type": "phi3"},
     "gpt-oss": {"model_type": "gpt_oss", "num_local_experts": 6, "head_dim": 16, "sliding_window": 9},
+    "olmo2": {"model_type": "olmo2"},
+    "olmoe": {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 3},
     "qwen2-moe": {
         "model_type": "qwen2_moe",
         "num_experts": 6,
@@ -76,10 +78,11 @@ def test_two_shards_generate_the_same_tokens_as_transformers(
         assert_same_tokens(tiny.oracle, prompt, generated, tiny.expected(prompt, 12))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "olmo2"])
 def test_more_shards_than_kv_heads_generate_the_same_tokens_as_transformers(
-    model: Callable[..., Model], shards: Shards
+    model_type: str, model: Callable[..., Model], shards: Shards
 ) -> None:
-    tiny = model("llama", num_attention_heads=4, num_key_value_heads=2)
+    tiny = model(model_type, num_attention_heads=4, num_key_value_heads=2)
     driver, _ = shards(tiny, 4)
     prompt = prompt_of(20, 1)
 

@@ -59,7 +59,14 @@ CHANGES: dict[str, tuple[str, Any]] = {
 # Words without which there is no model, and those that tests of their own cover.
 OTHERS = {
     *("family", "vocab_size", "hidden_size", "intermediate_size", "num_layers"),
-    *("num_heads", "num_kv_heads", "head_dim", "is_mlp_gated", "is_head_tied"),  # they decide which tensors there are
+    *(
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "is_mlp_gated",
+        "is_qk_norm_joint",
+        "is_head_tied",
+    ),  # they decide which tensors there are
     *("length", "eos_ids", "dtype", "warnings"),  # not of the computation
     "is_embedding_scale_rounded",  # test_gemma_rounds_its_embedding_scale
 }

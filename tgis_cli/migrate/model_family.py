@@ -15,8 +15,8 @@ FindModel = Callable[[str], Path | None]  # from a name to the model's directory
 # such as Falcon 3, which is a Llama, so the patterns match only known names.
 UNSERVED = {
     "an encoder-decoder model": r"\b(t5|flan-t5|flan-ul2|ul2|mt0|mt5|byt5|t0|t0pp|bart|pegasus)\b",
-    "a mixture of experts of another kind": r"\b(dbrx|deepseek-(v\d|moe)|olmoe|llama-4)\b",
-    "an OLMo of the second or third generation": r"\bolmo-[23]\b",
+    "a mixture of experts of another kind": r"\b(dbrx|deepseek-(v\d|moe)|llama-4)\b",
+    "an OLMo of the third generation": r"\bolmo-3\b",
     "a Gemma of the third generation": r"\bgemma-3n?\b",
     "a ChatGLM": r"\bchatglm",
     "a state space model": r"\b(mamba|jamba|rwkv|granite-4|falcon-mamba)",

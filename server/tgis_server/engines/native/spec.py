@@ -132,6 +132,7 @@ class DecoderSpec:
     eos_ids: tuple[int, ...]
     norm: Norm = "rms"
     qk_norm: Norm | None = None  # over each head of queries and keys, before rotation
+    is_qk_norm_joint: bool = False  # over all heads of queries together, and over all of keys
     residual: Residual = "serial"
     has_embedding_norm: bool = False
     # MLP

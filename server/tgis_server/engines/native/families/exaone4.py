@@ -35,6 +35,7 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
+    """Llama's, with norms after attention and MLP."""
     found = llama.outer_parameters(spec)
     for layer in range(spec.num_layers):
         found += [

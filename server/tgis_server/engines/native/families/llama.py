@@ -20,7 +20,7 @@ from tgis_server.engines.native.parameters.layouts import (
     o_layer,
     separate_qkv,
 )
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Kind, Parameter, Piece, Split
 from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
 
 ARCHITECTURE = "LlamaForCausalLM"
@@ -98,8 +98,12 @@ def layer_norms(spec: DecoderSpec, layer: int, names: Mapping[str, str] = NORMS)
 
 
 def qk_norms(spec: DecoderSpec, layer: int, suffix: str = "norm") -> list[Parameter]:
-    """The norms over each head of queries and keys, if there are any."""
+    """The norms of queries and keys, over each head or over all of them, if there are any."""
     theirs, ours = f"model.layers.{layer}.self_attn.", f"layers.{layer}."
+    if spec.is_qk_norm_joint:
+        query = Piece(theirs + "q_norm.weight", spec.num_heads * spec.head_dim, 0, Split.ROWS)
+        key = Piece(theirs + "k_norm.weight", spec.num_kv_heads * spec.head_dim, 0, Split.KV_HEADS)
+        return [Parameter(ours + "q_norm", Kind.NORM, (query,)), Parameter(ours + "k_norm", Kind.NORM, (key,))]
     return [
         parameter
         for which in ("q", "k")

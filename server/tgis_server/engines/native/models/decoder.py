@@ -70,6 +70,7 @@ class LayerWeights:
     qkv: Any
     qkv_bias: Tensor | None
     qk_norm: Norm | None
+    joint_qk_norm: Tensor | None  # its weight, if heads are normalised together
     o: Any
     o_bias: Tensor | None
     attention_post_norm: Norm
@@ -174,6 +175,11 @@ class Stack:
         bias = self._of_heads(f"{prefix}q_norm_bias", f"{prefix}k_norm_bias") if has_bias else None
         return self._ops.make_norm(self._spec.qk_norm, weight, bias, self._spec.norm_eps)
 
+    def _joint_qk_norm(self, prefix: str) -> Tensor | None:
+        if not self._spec.is_qk_norm_joint:
+            return None
+        return torch.cat([self._weights[f"{prefix}q_norm"], self._weights[f"{prefix}k_norm"]])
+
     def _of_heads(self, query: str, key: str) -> Tensor:
         """(H + K, head_dim): the vector of each query head, then of each key head; all heads may share one."""
         of_queries = self._weights[query].expand(self.heads.num_heads, -1)
@@ -186,7 +192,8 @@ class Stack:
             attention_norm=self._norm(prefix + "attention_norm"),
             qkv=weights[prefix + "qkv"],
             qkv_bias=weights.get(prefix + "qkv_bias"),
-            qk_norm=self._qk_norm(prefix),
+            qk_norm=None if self._spec.is_qk_norm_joint else self._qk_norm(prefix),
+            joint_qk_norm=self._joint_qk_norm(prefix),
             o=weights[prefix + "o"],
             o_bias=weights.get(prefix + "o_bias"),
             attention_post_norm=self._norm(prefix + "attention_post_norm"),
@@ -305,12 +312,22 @@ class Stack:
     def _attention(self, layer: LayerWeights, x: Tensor, step: LayerInputs) -> Tensor:
         ops = self._ops
         qkv = ops.linear(x, layer.qkv, layer.qkv_bias, None)
+        if layer.joint_qk_norm is not None:
+            qkv = self._normalize_jointly(qkv, layer.joint_qk_norm)
         if self._spec.qkv_limit:
             qkv = ops.limit(qkv, self._spec.qkv_limit)
         rotation = step.rotation if layer.is_rotated else None
         qkv = ops.prepare_qkv(qkv, self.heads, rotation, layer.qk_norm, step.cache, layer.index, step.plan)
         x = ops.attend(qkv, self.heads, step.cache, layer.index, step.plan, layer.modifiers)
         return ops.linear(x, layer.o, layer.o_bias, None)
+
+    def _normalize_jointly(self, qkv: Tensor, weight: Tensor) -> Tensor:
+        heads, size = self.heads, self._group.size
+        sizes = heads.num_heads * heads.head_dim, heads.num_kv_heads * heads.head_dim
+        squares = self._sum(self._ops.sum_squares(qkv, sizes))
+        # If ranks share a KV head, it is in the sum and in the count as often as ranks have it.
+        counts = sizes[0] * size, sizes[1] * size
+        return self._ops.rescale(qkv, squares, sizes, counts, weight, self._spec.norm_eps)
 
     def _run_mlp(self, mlp: Mlp | MixtureWeights, x: Tensor) -> Tensor:
         ops = self._ops

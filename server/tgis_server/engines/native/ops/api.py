@@ -221,6 +221,25 @@ class Ops(Protocol):
         """Add ``y`` to ``x`` in place; returns ``x``."""
         ...
 
+    def sum_squares(self, x: Tensor, sizes: tuple[int, int]) -> Tensor:
+        """(T, 2) float32: the sums of the squares of each token's first ``sizes[0]`` elements, and of the next ones."""
+        ...
+
+    def rescale(
+        self, x: Tensor, squares: Tensor, sizes: tuple[int, int], counts: tuple[int, int], weight: Tensor, eps: float
+    ) -> Tensor:
+        """Divide each of these parts by the root of its mean square, ``squares / counts``; changes and returns ``x``.
+
+        Args:
+            x: (T, elements).
+            squares: (T, 2) float32, from :meth:`sum_squares`, possibly added up over ranks.
+            sizes: elements of each part.
+            counts: numbers of squares in the sums.
+            weight: one for each element of both parts; they are multiplied by it.
+            eps: added to the mean square.
+        """
+        ...
+
     def limit(self, x: Tensor, largest: float) -> Tensor:
         """Limit each element to the range from ``-largest`` to ``largest``, in place; returns ``x``."""
         ...

@@ -106,6 +106,18 @@ class TorchOps:
     def add_rows(self, x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
         return x.add_(table.index_select(0, rows))
 
+    def sum_squares(self, x: Tensor, sizes: tuple[int, int]) -> Tensor:
+        first, second, _ = x.float().tensor_split((sizes[0], sum(sizes)), -1)
+        return torch.stack([first.square().sum(-1), second.square().sum(-1)], -1)
+
+    def rescale(
+        self, x: Tensor, squares: Tensor, sizes: tuple[int, int], counts: tuple[int, int], weight: Tensor, eps: float
+    ) -> Tensor:
+        factors = torch.rsqrt(squares / torch.tensor(counts, device=x.device) + eps)
+        repeated = factors.repeat_interleave(torch.tensor(sizes, device=x.device), -1)
+        x[:, : sum(sizes)] = (x[:, : sum(sizes)] * repeated).to(x.dtype) * weight
+        return x
+
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x.add_(y)
 

@@ -58,6 +58,23 @@ class ActivationArgs(ctypes.Structure):
     )
 
 
+class SquaresArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("input", "output")),
+        *((name, c_int64) for name in ("first", "second")),
+    )
+
+
+class RescaleArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("tokens", "squares")),
+        *((name, c_int64) for name in ("first", "second")),
+        *((name, c_float) for name in ("first_count", "second_count")),
+        ("weight", c_void_p),
+        ("eps", c_float),
+    )
+
+
 class ChooseArgs(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("scoring", "scores", "choice")),
@@ -163,6 +180,8 @@ SIGNATURES = {
     "tgis_add": (None, c_void_p, POINTER(AddArgs)),
     "tgis_write": (None, c_void_p, POINTER(WriteArgs)),
     "tgis_attend": (None, c_void_p, POINTER(AttendArgs)),
+    "tgis_squares": (None, c_void_p, POINTER(SquaresArgs)),
+    "tgis_rescale": (None, c_void_p, POINTER(RescaleArgs)),
     "tgis_choose": (None, c_void_p, POINTER(ChooseArgs)),
     "tgis_gather": (None, c_void_p, POINTER(GatherArgs)),
     "tgis_experts": (None, c_void_p, POINTER(ExpertsArgs)),

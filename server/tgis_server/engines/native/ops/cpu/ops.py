@@ -306,6 +306,34 @@ class CpuOps:
             **fields,
         )
 
+    def sum_squares(self, x: Any, sizes: tuple[int, int]) -> Any:
+        if isinstance(x, Tensor):
+            return self._run_at_once(lambda x, _: self.sum_squares(x, sizes), x)
+        output = x.recording.value(2, torch.float32)
+        x.recording.call("tgis_squares", interface.SquaresArgs, input=x, output=output, first=sizes[0], second=sizes[1])
+        return output
+
+    def rescale(
+        self, x: Any, squares: Any, sizes: tuple[int, int], counts: tuple[int, int], weight: Tensor, eps: float
+    ) -> Any:
+        if isinstance(x, Tensor):
+            return self._run_at_once(
+                lambda inputs, _: self.rescale(inputs[0], inputs[1], sizes, counts, weight, eps), (x, squares)
+            )
+        x.recording.call(
+            "tgis_rescale",
+            interface.RescaleArgs,
+            tokens=x,
+            squares=squares,
+            first=sizes[0],
+            second=sizes[1],
+            first_count=counts[0],
+            second_count=counts[1],
+            weight=x.recording.keep(as_floats(weight)),
+            eps=eps,
+        )
+        return x
+
     def add(self, x: Any, y: Any) -> Any:
         if isinstance(x, Tensor):
             return self._run_at_once(lambda inputs, _: self.add(*inputs), (x, y))

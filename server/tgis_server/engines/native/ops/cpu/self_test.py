@@ -142,6 +142,19 @@ def normalizes(bench: Bench, kind: int) -> bool:
     return is_close(residual, total, TOLERANCE) and is_close(result, expected, bench.tolerance)
 
 
+def is_rescale_right(bench: Bench) -> bool:
+    """The first and the second part of a row, divided by the roots of their mean squares."""
+    first, second, eps = 25, 9, 1e-5
+    x, weight = bench.draw(NUM_ROWS, WIDTH), bench.draw(1, first + second)
+    tokens, squares, c_weight = pad(x), pad(np.zeros((NUM_ROWS, 2))), pad(weight)
+    rescale = interface.RescaleArgs(0, 1, first, second, first, second, address(c_weight), eps)
+    calls = {"tgis_squares": interface.SquaresArgs(0, 1, first, second), "tgis_rescale": rescale}
+    bench.compute(calls, [tokens, squares])
+    parts = np.split(x.astype(np.float64), [first, first + second], axis=1)
+    scaled = [part / np.sqrt((part**2).mean(1, keepdims=True) + eps) for part in parts[:2]]
+    return is_close(tokens, np.concatenate([np.concatenate(scaled, 1) * weight, parts[2]], 1), TOLERANCE)
+
+
 def is_activation_right(bench: Bench) -> bool:
     return all(activates(bench, kind, is_gated) for kind in range(len(ACTIVATIONS)) for is_gated in (False, True))
 
@@ -317,6 +330,7 @@ SAMPLING_ROW = np.dtype(
 TESTS: dict[str, Callable[[Bench], bool]] = {
     "linear": is_linear_right,
     "norm": is_norm_right,
+    "rescale": is_rescale_right,
     "activation": is_activation_right,
     "experts": are_experts_right,
     "embed": is_embed_right,

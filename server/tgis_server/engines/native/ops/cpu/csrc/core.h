@@ -82,6 +82,21 @@ struct NormArgs {
   float eps, scale;      // `scale` multiplies the addend
 };
 
+// output = for each token the sums of the squares of its first elements, and of the next ones.
+struct SquaresArgs {
+  int32_t input, output;  // float32
+  int64_t first, second;  // elements
+};
+
+// Each of these two parts is divided by the root of its mean square and multiplied by its weight, in place.
+struct RescaleArgs {
+  int32_t tokens, squares;  // float32
+  int64_t first, second;
+  float first_count, second_count;  // what the sums of squares are sums of
+  const float* weight;              // (first + second,)
+  float eps;
+};
+
 enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu_squared = 4, swigluoai = 5 };
 
 struct ActivationArgs {
@@ -244,6 +259,8 @@ struct Kernels {
   int64_t (*block_bytes)(const CacheShape&);  // of one block of one layer
   OpPtr (*write)(const WriteArgs&);
   OpPtr (*attend)(const AttendArgs&);
+  OpPtr (*squares)(const SquaresArgs&);
+  OpPtr (*rescale)(const RescaleArgs&);
   OpPtr (*choose)(const ChooseArgs&);
   OpPtr (*order)(const ChooseArgs&);
   OpPtr (*gather)(const GatherArgs&);

@@ -67,6 +67,8 @@ const Kernels kernels{
     },
     [](const WriteArgs& args) { return make<Write>(args, args.cache.dtype); },
     [](const AttendArgs& args) { return make<Attend>(args, args.cache.dtype); },
+    [](const SquaresArgs& args) -> OpPtr { return std::make_unique<Squares>(args); },
+    [](const RescaleArgs& args) -> OpPtr { return std::make_unique<Rescale>(args); },
     [](const ChooseArgs& args) -> OpPtr { return std::make_unique<Choose>(args); },
     [](const ChooseArgs& args) -> OpPtr { return std::make_unique<Order>(args); },
     [](const GatherArgs& args) { return make<Gather>(args, args.dtype); },

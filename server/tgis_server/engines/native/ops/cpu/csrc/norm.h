@@ -34,6 +34,49 @@ inline void normalize(Moments m, const float* x, const float* weight, const floa
   }
 }
 
+// Norms over several heads together, of which other ranks may have some: first the sums, then, with those of all ranks,
+// the norms.
+class Squares : public Op {
+ public:
+  explicit Squares(const SquaresArgs& args) : a_(args) {}
+  int64_t begin(const Step& step) override { return step.num_tokens; }
+  void run(const Step& step, int64_t t) override {
+    const float* x = step.buffers[a_.input].row<float>(t);
+    float* out = step.buffers[a_.output].row<float>(t);
+    out[0] = squares(x, a_.first);
+    out[1] = squares(x + a_.first, a_.second);
+  }
+
+ private:
+  static float squares(const float* x, int64_t n) {
+    Vec total = zero();
+    for (int64_t i = 0; i < n; i += kLanes) {
+      Vec v = keep(load_first(x + i, n - i), 0, n - i, zero());
+      total = fma(v, v, total);
+    }
+    return sum(total);
+  }
+
+  const SquaresArgs a_;
+};
+
+class Rescale : public Op {
+ public:
+  explicit Rescale(const RescaleArgs& args) : a_(args) {}
+  int64_t begin(const Step& step) override { return step.num_tokens; }
+  void run(const Step& step, int64_t t) override {
+    float* x = step.buffers[a_.tokens].row<float>(t);
+    const float* squares = step.buffers[a_.squares].row<float>(t);
+    Moments first{0.f, 1.f / std::sqrt(squares[0] / a_.first_count + a_.eps)};
+    Moments second{0.f, 1.f / std::sqrt(squares[1] / a_.second_count + a_.eps)};
+    normalize(first, x, a_.weight, nullptr, a_.first, x);
+    normalize(second, x + a_.first, a_.weight + a_.first, nullptr, a_.second, x + a_.first);
+  }
+
+ private:
+  const RescaleArgs a_;
+};
+
 template <class E> class Norm : public Op {
  public:
   explicit Norm(const NormArgs& args) : a_(args) {}

@@ -146,6 +146,8 @@ void tgis_norm(Program* p, const NormArgs* args) { p->ops.push_back(p->kernels.n
 void tgis_activation(Program* p, const ActivationArgs* args) { p->ops.push_back(p->kernels.activation(*args)); }
 void tgis_embed(Program* p, const EmbedArgs* args) { p->ops.push_back(p->kernels.embed(*args)); }
 void tgis_add(Program* p, const AddArgs* args) { p->ops.push_back(p->kernels.add(*args)); }
+void tgis_squares(Program* p, const SquaresArgs* args) { p->ops.push_back(p->kernels.squares(*args)); }
+void tgis_rescale(Program* p, const RescaleArgs* args) { p->ops.push_back(p->kernels.rescale(*args)); }
 void tgis_choose(Program* p, const ChooseArgs* args) {
   p->ops.push_back(p->kernels.choose(*args));
   p->ops.push_back(p->kernels.order(*args));
