@@ -30,6 +30,10 @@ STATED: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
     "dtype": "float16",
 }
+BY_TYPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 77.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 78.0},
+}
 EXTRA_VALUES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 16},
     "granite": {
@@ -118,6 +122,7 @@ EXTRA_VALUES: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [1],
     },
     "olmo2": {"attention_bias": True},
+    "olmo3": {"attention_bias": True, "sliding_window": 12, "rope_parameters": BY_TYPE},
     "olmoe": {
         "hidden_size": 1024,
         "attention_bias": True,
@@ -285,6 +290,21 @@ OWN_SPELLINGS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 8.0,
     },
+    "gemma3_text": {
+        **{key: STATED[key] for key in STATED if key != "hidden_act"},
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 16,
+        "hidden_activation": "gelu",
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 12,
+        "sliding_window_pattern": 2,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+        "rope_parameters": BY_TYPE,
+    },
     "gpt2": GPT2 | {"scale_attn_weights": False},
     "gpt_bigcode": GPT2 | {"scale_attn_weights": False, "multi_query": False},
     "gpt_neo": {
@@ -364,7 +384,7 @@ REFUSED = {  # transformers refuses these nulls
     (family, "num_key_value_heads")
     for family in (
         *("mistral", "ministral", "gemma", "gemma2", "glm4", "helium", "starcoder2", "exaone4"),
-        *("mixtral", "phimoe", "qwen3_moe", "glm4_moe", "gpt_oss"),
+        *("gemma3_text", "mixtral", "phimoe", "qwen3_moe", "glm4_moe", "gpt_oss"),
     )
 } | {("exaone4", "sliding_window")}
 INVALID_DEFAULTS = {  # of the class, beside the values of other keys
@@ -388,6 +408,7 @@ OTHER_SPELLINGS = {
     "rope_theta",
     "rope_parameters",
     "partial_rotary_factor",
+    "rope_local_base_freq",
     "torch_dtype",
     "layer_types",
 }

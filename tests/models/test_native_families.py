@@ -68,6 +68,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 8.0,
         "attention_bias": True,
     },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "num_hidden_layers": 4,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 12,
+        "sliding_window_pattern": 3,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 77.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+        },
+    },
     "codegen": {"model_type": "codegen", "num_attention_heads": 4, "rotary_dim": 8},
     "cohere": {"model_type": "cohere", "logit_scale": 0.5},
     "cohere-qk-norm": {
@@ -123,6 +135,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "olmo": {"model_type": "olmo"},
     "olmo-limited": {"model_type": "olmo", "clip_qkv": 0.7, "attention_bias": True},
     "olmo2": {"model_type": "olmo2", "attention_bias": True},
+    "olmo3": {
+        "model_type": "olmo3",
+        "num_hidden_layers": 4,
+        "sliding_window": 9,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 500.0,
+                "original_max_position_embeddings": 64,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    },
     "olmoe": {"model_type": "olmoe", "num_experts": 9, "num_experts_per_tok": 3, "clip_qkv": 0.7},
     "opt": {"model_type": "opt", "ffn_dim": 96},
     "opt-without-biases": {"model_type": "opt", "enable_bias": False, "activation_function": "gelu"},

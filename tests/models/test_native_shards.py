@@ -45,6 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "phi": {"model_type": "phi", "qk_layernorm": True},
     "phi3": {"model_type": "phi3"},
     "gpt-oss": {"model_type": "gpt_oss", "num_local_experts": 6, "head_dim": 16, "sliding_window": 9},
+    "gemma3": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 12, "sliding_window_pattern": 3},
     "olmo2": {"model_type": "olmo2"},
     "olmoe": {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 3},
     "qwen2-moe": {

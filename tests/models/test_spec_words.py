@@ -38,6 +38,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "logits_cap": ("gemma2", 0.0),
     "windows": ("mistral-window", (None, None, None)),
     "rotated_layers": ("smollm3", (True, True, True)),
+    "window_rope": ("gemma3", None),
     "positions": ("llama", RopeSpec(theta=77.0, rotary_dim=16)),
     "positions.rotary_dim": ("phi", RopeSpec(rotary_dim=4)),
     "positions.is_paired": ("gptj", RopeSpec(rotary_dim=8)),

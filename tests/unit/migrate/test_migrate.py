@@ -558,7 +558,7 @@ def test_json_has_settings_and_advice():
         ("google/flan-t5-xl", "an encoder-decoder model"),
         ("bigscience/mt0-xxl", "an encoder-decoder model"),
         ("/models/dbrx-instruct", "a mixture of experts of another kind"),
-        ("google/gemma-3-12b-it", "a Gemma of the third generation"),
+        ("google/gemma-3-12b-it", "a Gemma with images"),
         ("TheBloke/Llama-2-7B-GPTQ", "quantized"),
     ],
 )

@@ -80,12 +80,12 @@ def load(run: Run, rank: int, progress: Progress) -> LoadedModel:
     group.smallest(0)
     budget = _agree(group, memory.divide(_free_bytes(run)), memory.request)
     assert not spec.length.is_limit or budget.max_sequence_length <= spec.length.num_tokens, "too few positions"
-    rope_table = build_table(spec.rope, budget.max_sequence_length, dtype, device) if spec.rope else None
+    rope_tables = [build_table(rope, budget.max_sequence_length, dtype, device) for rope in spec.ropes]
     decoder: Decoder
     if isinstance(spec, EncoderDecoderSpec):
-        decoder = EncoderDecoder(spec, weights, rope_table, ops, group)
+        decoder = EncoderDecoder(spec, weights, rope_tables, ops, group)
     else:
-        decoder = Decoder(spec, weights, rope_table, ops, group)
+        decoder = Decoder(spec, weights, rope_tables, ops, group)
     cache = ops.make_cache(CacheShape(spec.num_layers, budget.num_blocks, run.config.kv_block_size, decoder.heads))
     facts = ModelFacts(
         model_type=spec.family,

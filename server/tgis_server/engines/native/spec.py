@@ -158,6 +158,7 @@ class DecoderSpec:
     logits_cap: float = 0.0  # the same for logits, after scaling
     # Attention
     windows: tuple[int | None, ...] = ()  # per layer: tokens that a query sees, itself included; None = all
+    window_rope: RopeSpec | None = None  # on layers with a window, in place of ``positions``; None: the same
     rotated_layers: tuple[bool, ...] = ()  # per layer: whether queries and keys are rotated; empty = all
     has_sinks: bool = False  # each query head has one more score in its softmax, for no key
     # The files
@@ -180,6 +181,17 @@ class DecoderSpec:
         if self.mixture:
             sizes |= {self.mixture.intermediate_size, self.mixture.shared_size} - {0}
         return sizes
+
+    @property
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """That of layers without a window and, if it differs, that of layers with one; none if nothing is rotated."""
+        return tuple(rope for rope in (self.rope, self.window_rope) if rope is not None)
+
+    def rope_index(self, layer: int) -> int | None:
+        """Which of ``ropes`` the layer uses."""
+        if not self.ropes or (self.rotated_layers and not self.rotated_layers[layer]):
+            return None
+        return int(self.window_rope is not None and self.windows[layer] is not None)
 
     @property
     def rope(self) -> RopeSpec | None:

@@ -68,6 +68,10 @@ class ConfigFile:
         aliased = {ours: self._values[theirs] for theirs, ours in aliases.items() if theirs in self._values}
         return ConfigFile(self.model_dir, {**self._values, **aliased}, defaults)
 
+    def with_values(self, **values: Any) -> ConfigFile:
+        """The same config with other values for these keys."""
+        return ConfigFile(self.model_dir, {**self._values, **values}, self._defaults)
+
     def without_null(self, key: str) -> ConfigFile:
         """The same config, in which a null counts as omitted."""
         values = {name: value for name, value in self._values.items() if name != key or value is not None}

@@ -56,6 +56,28 @@ def read_rope(
     return reader.read(kind, rotary_dim, max_position, original)
 
 
+def read_ropes_by_type(
+    config: ConfigFile, head_dim: int, *, window_theta_key: str = "rope_theta"
+) -> tuple[RopeSpec, RopeSpec]:
+    """The ropes of layers with full and with sliding attention, for families in which they differ.
+
+    In the newer spelling, ``rope_parameters`` has an object for each type of layer. In the older one, ``rope_scaling``
+    is for full attention alone, and each type of layer has a key of its own for the base.
+    """
+    by_type: Any = config.stated("rope_parameters") or {}
+    if not isinstance(by_type, dict) or any(not isinstance(value, dict | None) for value in by_type.values()):
+        raise config.fail(f"rope_parameters is {show(by_type)}, but must be an object for each type of layer.")
+    scaling = config.stated("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise config.fail(f"rope_scaling is {show(scaling)}, but must be an object.")
+    full = config.with_values(rope_parameters={**(by_type.get("full_attention") or {}), **scaling}, rope_scaling=None)
+    sliding = config.with_values(rope_parameters=by_type.get("sliding_attention"), rope_scaling=None)
+    ropes = read_rope(full, head_dim), read_rope(sliding, head_dim, theta_key=window_theta_key)
+    if unsupported := [rope.kind for rope in ropes if rope.kind == "longrope"]:
+        raise config.fail(f"rope type {unsupported[0]} is not supported for this family.")
+    return ropes
+
+
 class _RopeReader:
     """Reads the rope parameters of one config."""
 

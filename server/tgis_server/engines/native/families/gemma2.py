@@ -44,9 +44,13 @@ NORMS = {
 
 
 def read(config: ConfigFile) -> DecoderSpec:
-    config.refuse(("use_bidirectional_attention",))
     rope = read_rope(config, read_head_dim(config, KEYS))
-    spec = read_decoder(config, "gemma2", KEYS, rope, read_length(config, rope))
+    return read_gemma(config, read_decoder(config, "gemma2", KEYS, rope, read_length(config, rope)))
+
+
+def read_gemma(config: ConfigFile, spec: DecoderSpec) -> DecoderSpec:
+    """What the second and the third generation have in common."""
+    config.refuse(("use_bidirectional_attention",))
     attention_bias = config.flag("attention_bias")
     return replace(
         spec,

@@ -7,7 +7,7 @@ from typing import Any
 
 from tgis_server.engines.native.config.config_file import ConfigFile
 from tgis_server.engines.native.families import exaone4, llama
-from tgis_server.engines.native.spec import DecoderSpec
+from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
 
 ARCHITECTURE = "Olmo2ForCausalLM"
 DEFAULTS: dict[str, Any] = {key: value for key, value in llama.DEFAULTS.items() if key != "mlp_bias"} | {
@@ -20,9 +20,13 @@ parameters = exaone4.parameters
 
 
 def read(config: ConfigFile) -> DecoderSpec:
+    return read_olmo2(config, "olmo2")
+
+
+def read_olmo2(config: ConfigFile, family: str, rope: RopeSpec | None = None) -> DecoderSpec:
     attention_bias = config.flag("attention_bias")
     return replace(
-        llama.read_llama(config, "olmo2"),
+        llama.read_llama(config, family, rope),
         residual="post_norm",
         qk_norm="rms",
         is_qk_norm_joint=True,

@@ -6,7 +6,7 @@ family are made once, in the constructor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ class LayerWeights:
     mlp: Mlp | MixtureWeights
     mlp_post_norm: Norm
     modifiers: AttentionModifiers
-    is_rotated: bool
+    rope_index: int | None  # see DecoderSpec; ``None``: nothing is rotated
     next_norm: Norm  # the attention norm of the next layer, or the final norm
 
 
@@ -89,7 +89,7 @@ class LayerInputs:
     plan: AttentionPlan
     cross_plan: AttentionPlan | None
     cache: Cache
-    rotation: Rotation | None
+    rotations: list[Rotation]
 
 
 class Stack:
@@ -101,7 +101,7 @@ class Stack:
         self,
         spec: DecoderSpec,
         weights: dict[str, Any],
-        rope_table: Tensor | None,
+        rope_tables: Sequence[Tensor],
         ops: Ops,
         group: Group,
     ) -> None:
@@ -109,7 +109,7 @@ class Stack:
         Args:
             spec: the architecture.
             weights: by the names in ``parameters/layouts.py``, with linear weights packed; see :func:`pack_weights`.
-            rope_table: see ``rope_table.py``; ``None`` if nothing is rotated.
+            rope_tables: of the spec's ropes; see ``rope_table.py``.
             ops: the implementation to call.
             group: the ranks that share the model.
         """
@@ -120,7 +120,7 @@ class Stack:
         self._weights = weights
         self._ops = ops
         self._group = group
-        self._rope_table = rope_table
+        self._rope_tables = rope_tables
         self._learned_positions: Tensor | None = weights.get("positions")
         self._embedding: Tensor = weights["embedding"]
         self._embedding_scale = spec.embedding_scale
@@ -201,7 +201,7 @@ class Stack:
             mlp=self._mixture(prefix) if self._spec.has_experts(index) else self._mlp_weights(prefix),
             mlp_post_norm=self._norm(prefix + "mlp_post_norm"),
             modifiers=self._modifiers(index),
-            is_rotated=not self._spec.rotated_layers or self._spec.rotated_layers[index],
+            rope_index=self._spec.rope_index(index),
             next_norm=next_norm,
         )
 
@@ -263,9 +263,8 @@ class Stack:
 
     def _forward(self, inputs: StepInputs, cache: Cache) -> Tensor:
         residual = self._embed(inputs)
-        table = self._rope_table
-        rotation = None if table is None else self._ops.make_rotation(table, inputs.position_rows)
-        step = LayerInputs(inputs.attention, inputs.cross_attention, cache, rotation)
+        rotations = [self._ops.make_rotation(table, inputs.position_rows) for table in self._rope_tables]
+        step = LayerInputs(inputs.attention, inputs.cross_attention, cache, rotations)
         x = self._layers[0].attention_norm(residual)
         for layer in self._layers:
             x = self._run_layer(layer, residual, x, step)
@@ -316,7 +315,7 @@ class Stack:
             qkv = self._normalize_jointly(qkv, layer.joint_qk_norm)
         if self._spec.qkv_limit:
             qkv = ops.limit(qkv, self._spec.qkv_limit)
-        rotation = step.rotation if layer.is_rotated else None
+        rotation = None if layer.rope_index is None else step.rotations[layer.rope_index]
         qkv = ops.prepare_qkv(qkv, self.heads, rotation, layer.qk_norm, step.cache, layer.index, step.plan)
         x = ops.attend(qkv, self.heads, step.cache, layer.index, step.plan, layer.modifiers)
         return ops.linear(x, layer.o, layer.o_bias, None)
@@ -347,11 +346,11 @@ class Decoder(Stack):
         self,
         spec: DecoderSpec,
         weights: dict[str, Any],
-        rope_table: Tensor | None,
+        rope_tables: Sequence[Tensor],
         ops: Ops,
         group: Group,
     ) -> None:
-        super().__init__(spec, weights, rope_table, ops, group)
+        super().__init__(spec, weights, rope_tables, ops, group)
         self._head = weights["head"]
         self._head_bias: Tensor | None = weights.get("head_bias")
 

@@ -6,6 +6,7 @@ kept in the same cache as the decoder's own, in separate blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +56,11 @@ class EncoderDecoder(Decoder):
     """This rank's share of the model. The methods inherited from ``Decoder`` run the decoder's rows."""
 
     def __init__(
-        self, spec: EncoderDecoderSpec, weights: dict[str, Any], rope_table: Tensor | None, ops: Ops, group: Group
+        self, spec: EncoderDecoderSpec, weights: dict[str, Any], rope_tables: Sequence[Tensor], ops: Ops, group: Group
     ) -> None:
-        super().__init__(spec, weights, rope_table, ops, group)
+        super().__init__(spec, weights, rope_tables, ops, group)
         own = {name.removeprefix(ENCODER): weight for name, weight in weights.items() if name.startswith(ENCODER)}
-        self.encoder = Encoder(spec.encoder, {**own, "embedding": weights["embedding"]}, rope_table, ops, group)
+        self.encoder = Encoder(spec.encoder, {**own, "embedding": weights["embedding"]}, rope_tables, ops, group)
         self.cross_modifiers = AttentionModifiers(spec.attention_scale, is_causal=False)
         self._cross = [self._cross_weights(f"layers.{i}.cross_") for i in range(spec.num_layers)]
         self._run_encoder = ops.capture(self._encode)
