@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tgis_server.engines.native.checkpoint.inspect import inspect_checkpoint
+from tgis_server.engines.native.families import NESTING, read_spec
 from tgis_server.engines.native.models.decoder import StepInputs
 from tgis_server.wire.messages import Wanted
 from tiny import Driver, Job, Model, assert_same_tokens, prompt_of
@@ -304,6 +310,29 @@ def test_gemma_rounds_its_embedding_scale(model: Callable[..., Model], driver: C
         theirs = AutoModelForCausalLM.from_pretrained(tiny.directory, dtype=torch.bfloat16).model.embed_tokens(ids)
 
     assert torch.equal(ours.to(theirs.dtype), theirs)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+@pytest.mark.parametrize(("outer", "text"), [("gemma3", "gemma3"), ("mistral3", "mistral-window")])
+def test_the_text_part_of_a_model_with_images_is_served(
+    outer: str, text: str, prefix: str, model: Callable[..., Model], driver: Callable[..., Driver], tmp_path: Path
+) -> None:
+    tiny = model(**MODELS[text])
+    shutil.copytree(tiny.directory, tmp_path / "nested")
+    whole = Model(tmp_path / "nested", tiny.oracle)
+    config = json.loads((tiny.directory / "config.json").read_text())
+    nested = {"model_type": outer, "architectures": [NESTING[outer]], "text_config": config, "vision_config": {}}
+    (whole.directory / "config.json").write_text(json.dumps(nested))
+    tensors = load_file(tiny.directory / "model.safetensors")
+    renamed = {name.replace("model.", prefix, 1): tensor for name, tensor in tensors.items()}
+    save_file({**renamed, "vision_tower.patches.weight": torch.ones(3)}, whole.directory / "model.safetensors")
+    prompt = prompt_of(23, seed=1)
+
+    ours = driver(whole).run([Job(prompt, NUM_TOKENS)])
+
+    assert_same_tokens(tiny.oracle, prompt, ours[0], tiny.expected(prompt, NUM_TOKENS))
+    (warning,) = inspect_checkpoint(whole.directory, read_spec(whole.directory), 1).warnings
+    assert warning.startswith("This model also takes images, for which 1 tensors are unused")
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 16, 64])

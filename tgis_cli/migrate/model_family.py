@@ -16,7 +16,7 @@ FindModel = Callable[[str], Path | None]  # from a name to the model's directory
 UNSERVED = {
     "an encoder-decoder model": r"\b(t5|flan-t5|flan-ul2|ul2|mt0|mt5|byt5|t0|t0pp|bart|pegasus)\b",
     "a mixture of experts of another kind": r"\b(dbrx|deepseek-(v\d|moe)|llama-4)\b",
-    "a Gemma with images": r"\bgemma-3(n|-(4|12|27)b)\b",
+    "a Gemma 3n": r"\bgemma-3n\b",
     "a ChatGLM": r"\bchatglm",
     "a state space model": r"\b(mamba|jamba|rwkv|granite-4|falcon-mamba)",
     "quantized": r"\b(gpt-oss|gptq|awq|gguf|exl2|bnb-4bit|int4|int8|fp8|w4a16|w8a8)\b",

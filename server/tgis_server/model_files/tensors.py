@@ -24,11 +24,12 @@ Find = Callable[[str], TensorInfo | None]  # ``find_tensor`` bound to the tensor
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """The names that a tensor of the model may have in files."""
+    """The names that a tensor of the model may have in files. Models with images have a part for text in them."""
     for prefix in PREFIXES:
         if name.startswith(prefix):
-            return (name, name.removeprefix(prefix), prefix + name)
-    return (name, *(prefix + name for prefix in PREFIXES))
+            rest = name.removeprefix(prefix)
+            return (name, rest, prefix + name, f"language_model.{name}", f"{prefix}language_model.{rest}")
+    return (name, *(prefix + name for prefix in PREFIXES), f"language_model.{name}")
 
 
 def find_tensor(found: Mapping[str, TensorInfo], name: str) -> TensorInfo | None:

@@ -558,7 +558,6 @@ def test_json_has_settings_and_advice():
         ("google/flan-t5-xl", "an encoder-decoder model"),
         ("bigscience/mt0-xxl", "an encoder-decoder model"),
         ("/models/dbrx-instruct", "a mixture of experts of another kind"),
-        ("google/gemma-3-12b-it", "a Gemma with images"),
         ("TheBloke/Llama-2-7B-GPTQ", "quantized"),
     ],
 )
@@ -589,6 +588,10 @@ def test_a_model_of_a_family_that_is_not_served_is_known_by_its_name(examine, na
         "microsoft/Phi-3-mini-4k-instruct",
         "openai-community/gpt2",
         "/models/opt",
+        "tiiuae/falcon-40b",
+        "bigcode/starcoder",
+        "mistralai/Mixtral-8x7B-v0.1",
+        "google/gemma-3-12b-it",
         "$(MODEL)",
     ],
 )

@@ -40,6 +40,7 @@ OBSOLETE_BUFFERS = (
     "rotary_emb.inv_freq",
     *(f".{at}.{what}" for at in ("attn", "attention") for what in ("bias", "masked_bias")),
 )
+OF_IMAGES = ("vision_tower.", "multi_modal_projector.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,9 @@ def warn_of_unused(spec: DecoderSpec, found: Mapping[str, TensorInfo], needed: I
     """Unused tensors often mean that config.json belongs to another model."""
     known = {spelling for name in (*needed, *outer_tensors(spec)) for spelling in spellings(name)}
     unused = [name for name in found if name not in known and not name.endswith(OBSOLETE_BUFFERS)]
+    if images := [name for name in unused if name.removeprefix("model.").startswith(OF_IMAGES)]:
+        warn(f"This model also takes images, for which {len(images)} tensors are unused: only its text part is served.")
+        unused = [name for name in unused if name not in images]
     if unused:
         warn(
             f"{len(unused)} of {len(found)} tensors in the files {'is' if len(unused) == 1 else 'are'} not used, such "

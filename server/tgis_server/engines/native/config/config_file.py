@@ -33,6 +33,8 @@ NULL_IS_A_VALUE = (
     "attn_logit_softcapping",
     "final_logit_softcapping",
 )
+TIED = "tie_word_embeddings"
+OUTER_KEYS = ("dtype", "torch_dtype", "eos_token_id", "quantization_config")  # also of the text, if it has none
 
 
 class ConfigFile:
@@ -71,6 +73,16 @@ class ConfigFile:
     def with_values(self, **values: Any) -> ConfigFile:
         """The same config with other values for these keys."""
         return ConfigFile(self.model_dir, {**self._values, **values}, self._defaults)
+
+    def of_text(self) -> ConfigFile:
+        """The config of the part for text, in ``text_config``; what that lacks may be in the outer one.
+
+        The outer one decides whether the head is tied, as in transformers.
+        """
+        text: dict[str, Any] = self._values["text_config"]
+        outer = {key: self._values[key] for key in OUTER_KEYS if key in self._values}
+        tied = {TIED: self._values[TIED]} if TIED in self._values else {}
+        return ConfigFile(self.model_dir, {**outer, **text, **tied}, self._defaults)
 
     def without_null(self, key: str) -> ConfigFile:
         """The same config, in which a null counts as omitted."""

@@ -117,6 +117,9 @@ FAMILIES: dict[str, ModuleType] = {
 # The engine also runs T5, but the front-end cannot make requests for an encoder yet: commands and doors refuse T5.
 ALL_FAMILIES: dict[str, ModuleType] = {**FAMILIES, "t5": t5}
 
+# Models with images: their architecture. The part for text is of a family of its own, in ``text_config``.
+NESTING = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}
+
 # Keys of features that change results. Only families with the key in DEFAULTS implement the feature.
 UNSUPPORTED_KEYS = (
     "quantization_config",
@@ -139,9 +142,15 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
     """
     config = ConfigFile.read(model_dir)
     model_type = config.stated("model_type")
-    family = families.get(model_type) if isinstance(model_type, str) else None
     architectures = config.names("architectures") or []
-    if family is None or (architectures and not names_of(family).intersection(architectures)):
+    if model_type in NESTING and isinstance(config.stated("text_config"), dict):
+        known = {NESTING[model_type]}
+        config = config.of_text()
+        model_type = config.stated("model_type")
+    else:
+        known = set()
+    family = families.get(model_type) if isinstance(model_type, str) else None
+    if family is None or (architectures and not (known or names_of(family)).intersection(architectures)):
         name = show(", ".join(architectures) or model_type).strip("'")
         raise config.fail(
             f"architecture {name} has no native engine, which serves the model types {', '.join(families)}."
