@@ -348,6 +348,15 @@ OWN_SPELLINGS: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.25,
         "qk_layernorm": False,
     },
+    "stablelm": {
+        **{key: STATED[key] for key in STATED if key != "rms_norm_eps"},
+        "hidden_size": 1024,
+        "layer_norm_eps": 1e-3,
+        "partial_rotary_factor": 0.5,
+        "use_qkv_bias": True,
+        "qk_layernorm": True,
+        "use_parallel_residual": True,
+    },
     "starcoder2": {
         **{key: STATED[key] for key in STATED if key != "rms_norm_eps"},
         "hidden_size": 1536,
@@ -384,7 +393,7 @@ REFUSED = {  # transformers refuses these nulls
     (family, "num_key_value_heads")
     for family in (
         *("mistral", "ministral", "gemma", "gemma2", "glm4", "helium", "starcoder2", "exaone4"),
-        *("gemma3_text", "mixtral", "phimoe", "qwen3_moe", "glm4_moe", "gpt_oss"),
+        *("stablelm", "gemma3_text", "mixtral", "phimoe", "qwen3_moe", "glm4_moe", "gpt_oss"),
     )
 } | {("exaone4", "sliding_window")}
 INVALID_DEFAULTS = {  # of the class, beside the values of other keys

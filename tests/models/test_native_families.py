@@ -168,6 +168,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "use_sliding_window": True,
         "sliding_window": 9,
     },
+    "stablelm": {"model_type": "stablelm", "qk_layernorm": True, "use_qkv_bias": True},
+    "stablelm-parallel": {"model_type": "stablelm", "use_parallel_residual": True},
     "starcoder2": {"model_type": "starcoder2"},
     "starcoder2-window": {"model_type": "starcoder2", "sliding_window": 11, "use_bias": False},
     "phi": {"model_type": "phi", "qk_layernorm": True},

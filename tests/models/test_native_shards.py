@@ -48,6 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 12, "sliding_window_pattern": 3},
     "olmo2": {"model_type": "olmo2"},
     "olmoe": {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 3},
+    "stablelm": {"model_type": "stablelm", "qk_layernorm": True},
     "qwen2-moe": {
         "model_type": "qwen2_moe",
         "num_experts": 6,

@@ -59,6 +59,7 @@ from tgis_server.engines.native.families import (
     qwen3_moe,
     seed_oss,
     smollm3,
+    stablelm,
     starcoder2,
     t5,
 )
@@ -112,6 +113,7 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen3_moe": qwen3_moe,
     "seed_oss": seed_oss,
     "smollm3": smollm3,
+    "stablelm": stablelm,
     "starcoder2": starcoder2,
 }
 # The engine also runs T5, but the front-end cannot make requests for an encoder yet: commands and doors refuse T5.

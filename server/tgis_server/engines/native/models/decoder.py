@@ -181,9 +181,20 @@ class Stack:
         return torch.cat([self._weights[f"{prefix}q_norm"], self._weights[f"{prefix}k_norm"]])
 
     def _of_heads(self, query: str, key: str) -> Tensor:
-        """(H + K, head_dim): the vector of each query head, then of each key head; all heads may share one."""
-        of_queries = self._weights[query].expand(self.heads.num_heads, -1)
-        return torch.cat([of_queries, self._weights[key].expand(self.heads.num_kv_heads, -1)])
+        """(H + K, head_dim): the vector of each query head, then of each key head.
+
+        The weights are one vector for all heads, or those of this rank's heads, or those of all ranks'.
+        """
+        first = self._group.rank * self.heads.num_heads
+        kv_heads = kv_heads_of(self._spec, self._group.rank, self._group.size)
+        own = range(first, first + self.heads.num_heads), kv_heads
+        found = []
+        for name, heads, total in zip((query, key), own, (self._spec.num_heads, self._spec.num_kv_heads), strict=True):
+            vectors = self._weights[name].view(-1, self.heads.head_dim)
+            if len(vectors) == total:
+                vectors = vectors[heads.start : heads.stop] if total > 1 else vectors
+            found.append(vectors.expand(len(heads), -1))
+        return torch.cat(found)
 
     def _layer_weights(self, index: int, next_norm: Norm) -> LayerWeights:
         weights, prefix = self._weights, f"layers.{index}."
