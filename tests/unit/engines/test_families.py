@@ -513,3 +513,50 @@ def test_a_broken_config_is_refused_by_name(text: str, tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"config\.json"):
         read_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "end"),
+    [("qwen3_next", " The nearest by name: qwen3_moe and qwen3."), ("mamba", ", starcoder2.")],
+)
+def test_an_unknown_model_type_is_refused_with_the_nearest_ones(model_type: str, end: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="architecture Other has no native engine") as failure:
+        spec_of(tmp_path, {"model_type": model_type, "architectures": ["Other"]})
+
+    assert str(failure.value).endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, but the model has 8 experts"),
+        ({"num_local_experts": 0}, "num_local_experts is 0, but must be a positive integer"),
+    ],
+)
+def test_experts_that_cannot_be_chosen_are_refused(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=problem):
+        spec_of(tmp_path, of_family("mixtral", **changes))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "problem"),
+    [
+        ("gpt_oss", {"swiglu_limit": 5}, "swiglu_limit = 5 is not supported"),
+        (
+            "gpt_oss",
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            "quantization_config = .*mxfp4.* not supported",
+        ),
+        ("phimoe", {"num_experts_per_tok": 4}, "num_experts_per_tok is 4, but the router of this family chooses 2"),
+        ("ernie4_5_moe", {"moe_norm_min": 0.5}, "moe_norm_min = 0.5 is not supported"),
+        ("glm4_moe", {"n_group": 7}, "128 experts cannot be divided into 7 groups"),
+        ("glm4_moe", {"n_group": 64, "topk_group": 2}, "2 of 64 groups .* do not hold 8 experts"),
+        ("qwen2_moe", {"mlp_only_layers": 3}, "mlp_only_layers is 3, but must be a list of integers"),
+        ("olmo3", {"rope_parameters": [1]}, "must be an object for each type of layer"),
+    ],
+)
+def test_values_that_a_family_lacks_are_refused_by_name(
+    family: str, changes: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=problem):
+        spec_of(tmp_path, of_family(family, **changes))

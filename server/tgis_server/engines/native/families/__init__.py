@@ -6,6 +6,7 @@ have ``ALIASES``: other spellings of keys in config.json.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -145,17 +146,17 @@ def read_spec(model_dir: Path, families: Mapping[str, ModuleType] = FAMILIES) ->
     config = ConfigFile.read(model_dir)
     model_type = config.stated("model_type")
     architectures = config.names("architectures") or []
-    if model_type in NESTING and isinstance(config.stated("text_config"), dict):
-        known = {NESTING[model_type]}
+    nesting = NESTING.get(model_type) if isinstance(model_type, str) else None
+    if nesting and isinstance(config.stated("text_config"), dict):
         config = config.of_text()
         model_type = config.stated("model_type")
-    else:
-        known = set()
     family = families.get(model_type) if isinstance(model_type, str) else None
-    if family is None or (architectures and not (known or names_of(family)).intersection(architectures)):
+    if family is None or (architectures and not {*names_of(family), nesting}.intersection(architectures)):
         name = show(", ".join(architectures) or model_type).strip("'")
+        nearest = difflib.get_close_matches(str(model_type), families, 2, 0.65) if family is None else []
         raise config.fail(
             f"architecture {name} has no native engine, which serves the model types {', '.join(families)}."
+            + (f" The nearest by name: {' and '.join(nearest)}." if nearest else "")
         )
     aliases: dict[str, str] = getattr(family, "ALIASES", {})
     config.refuse(key for key in UNSUPPORTED_KEYS if key not in family.DEFAULTS and key not in aliases)
