@@ -9,15 +9,15 @@ from tgis_server.engines.native.config.config_file import ConfigFile
 from tgis_server.engines.native.config.decoder import Keys, read_decoder, with_biases
 from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.parameters.layouts import (
-    LayerRows,
     embedding,
     grouped_qkv,
     head,
     linear,
     norm,
     o_and_down,
+    up_layer,
 )
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import Alibi, DecoderSpec
 
 ARCHITECTURE = "BloomForCausalLM"
@@ -59,7 +59,7 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     found = [
         *embedding(spec, "transformer.word_embeddings.weight"),
         *norm("embedding_norm", "transformer.word_embeddings_layernorm", hidden, has_bias=True),
@@ -73,7 +73,7 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
             *norm(ours + "attention_norm", theirs + "input_layernorm", hidden, has_bias=True),
             *norm(ours + "mlp_norm", theirs + "post_attention_layernorm", hidden, has_bias=True),
             *linear(ours + "qkv", qkv, hidden, has_bias=True),
-            *linear(ours + "up", [LayerRows(theirs + "mlp.dense_h_to_4h", inner, Split.ROWS)], hidden, has_bias=True),
+            *up_layer(spec, layer, theirs + "mlp.dense_h_to_4h"),
             *o_and_down(spec, layer, theirs + "self_attention.dense", theirs + "mlp.dense_4h_to_h"),
         ]
     return found

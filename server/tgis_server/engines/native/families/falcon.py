@@ -11,15 +11,15 @@ from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.families.bloom import alibi_slopes
 from tgis_server.engines.native.parameters.layouts import (
-    LayerRows,
     embedding,
     grouped_qkv,
     head,
     linear,
     norm,
     o_and_down,
+    up_layer,
 )
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import Alibi, DecoderSpec, Positions, Residual
 
 ARCHITECTURE = "FalconForCausalLM"
@@ -89,7 +89,7 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     found = [
         *embedding(spec, "transformer.word_embeddings.weight"),
         *norm("final_norm", "transformer.ln_f", hidden, has_bias=True),
@@ -105,10 +105,9 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
         for name, their_name in norms.items():
             found += norm(ours + name, theirs + their_name, hidden, has_bias=True)
         qkv = grouped_qkv(theirs + "self_attention.query_key_value", spec)  # a single group is all queries, key, value
-        up = LayerRows(theirs + "mlp.dense_h_to_4h", inner, Split.ROWS)
         found += [
             *linear(ours + "qkv", qkv, hidden, has_bias=spec.has_qkv_bias),
-            *linear(ours + "up", [up], hidden, has_bias=spec.has_mlp_bias),
+            *up_layer(spec, layer, theirs + "mlp.dense_h_to_4h"),
             *o_and_down(spec, layer, theirs + "self_attention.dense", theirs + "mlp.dense_4h_to_h"),
         ]
     return found

@@ -19,8 +19,9 @@ from tgis_server.engines.native.parameters.layouts import (
     o_and_down,
     positions,
     stacked_qkv,
+    up_layer,
 )
-from tgis_server.engines.native.parameters.pieces import Parameter, Split, Stored
+from tgis_server.engines.native.parameters.pieces import Parameter, Stored
 from tgis_server.engines.native.spec import DecoderSpec, LearnedPositions
 
 ARCHITECTURE = "GPT2LMHeadModel"
@@ -72,7 +73,7 @@ def parameters_as(
         arrange: finds queries, keys and values in the layer of this name.
         is_transposed: whether linear layers are stored as (inputs, outputs).
     """
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     stored = Stored(is_transposed=is_transposed)
     found = [
         *embedding(spec, "transformer.wte.weight"),
@@ -82,12 +83,11 @@ def parameters_as(
     ]
     for layer in range(spec.num_layers):
         theirs, ours = f"transformer.h.{layer}.", f"layers.{layer}."
-        up = LayerRows(theirs + "mlp.c_fc", inner, Split.ROWS, stored)
         found += [
             *norm(ours + "attention_norm", theirs + "ln_1", hidden, has_bias=True),
             *norm(ours + "mlp_norm", theirs + "ln_2", hidden, has_bias=True),
             *linear(ours + "qkv", arrange(theirs + "attn.c_attn", spec), hidden, has_bias=True),
-            *linear(ours + "up", [up], hidden, has_bias=True),
+            *up_layer(spec, layer, theirs + "mlp.c_fc", stored),
             *o_and_down(spec, layer, theirs + "attn.c_proj", theirs + "mlp.c_proj", stored),
         ]
     return found

@@ -9,7 +9,6 @@ from tgis_server.engines.native.config.config_file import ConfigFile, show
 from tgis_server.engines.native.config.decoder import Keys, read_decoder, with_biases
 from tgis_server.engines.native.config.length import read_table_length
 from tgis_server.engines.native.parameters.layouts import (
-    LayerRows,
     embedding,
     head,
     linear,
@@ -17,8 +16,9 @@ from tgis_server.engines.native.parameters.layouts import (
     o_and_down,
     positions,
     separate_qkv,
+    up_layer,
 )
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec, LearnedPositions
 
 ARCHITECTURE = "GPTNeoForCausalLM"
@@ -67,7 +67,7 @@ def read_windows(config: ConfigFile, num_layers: int) -> tuple[int | None, ...]:
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     found = [
         *embedding(spec, "transformer.wte.weight"),
         *positions("transformer.wpe.weight", spec.length.num_tokens, hidden),
@@ -81,7 +81,7 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
             *norm(ours + "attention_norm", theirs + "ln_1", hidden, has_bias=True),
             *norm(ours + "mlp_norm", theirs + "ln_2", hidden, has_bias=True),
             *linear(ours + "qkv", separate_qkv(attention, spec), hidden, has_bias=False),
-            *linear(ours + "up", [LayerRows(theirs + "mlp.c_fc", inner, Split.ROWS)], hidden, has_bias=True),
+            *up_layer(spec, layer, theirs + "mlp.c_fc"),
             *o_and_down(spec, layer, attention + "out_proj", theirs + "mlp.c_proj"),
         ]
     return found

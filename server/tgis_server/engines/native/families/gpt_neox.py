@@ -10,15 +10,15 @@ from tgis_server.engines.native.config.decoder import Keys, read_decoder, read_h
 from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.parameters.layouts import (
-    LayerRows,
     embedding,
     grouped_qkv,
     head,
     linear,
     norm,
     o_and_down,
+    up_layer,
 )
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "GPTNeoXForCausalLM"
@@ -60,7 +60,7 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     found = [
         *embedding(spec, "gpt_neox.embed_in.weight"),
         *norm("final_norm", "gpt_neox.final_layer_norm", hidden, has_bias=True),
@@ -73,7 +73,7 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
             *norm(ours + "attention_norm", theirs + "input_layernorm", hidden, has_bias=True),
             *norm(ours + "mlp_norm", theirs + "post_attention_layernorm", hidden, has_bias=True),
             *linear(ours + "qkv", qkv, hidden, has_bias=spec.has_qkv_bias),
-            *linear(ours + "up", [LayerRows(theirs + "mlp.dense_h_to_4h", inner, Split.ROWS)], hidden, has_bias=True),
+            *up_layer(spec, layer, theirs + "mlp.dense_h_to_4h"),
             *o_and_down(spec, layer, theirs + "attention.dense", theirs + "mlp.dense_4h_to_h"),
         ]
     return found

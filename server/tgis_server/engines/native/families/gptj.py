@@ -10,15 +10,15 @@ from tgis_server.engines.native.config.decoder import read_decoder, read_head_di
 from tgis_server.engines.native.config.length import read_table_length
 from tgis_server.engines.native.families import gpt2
 from tgis_server.engines.native.parameters.layouts import (
-    LayerRows,
     embedding,
     head,
     linear,
     norm,
     o_and_down,
     separate_qkv,
+    up_layer,
 )
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec, RopeSpec
 
 ARCHITECTURE = "GPTJForCausalLM"
@@ -78,9 +78,8 @@ def outer_parameters(spec: DecoderSpec) -> list[Parameter]:
 def layer_parameters(spec: DecoderSpec, layer: int) -> list[Parameter]:
     """A layer without its queries, keys and values."""
     theirs, ours, hidden = f"transformer.h.{layer}.", f"layers.{layer}.", spec.hidden_size
-    up = LayerRows(theirs + "mlp.fc_in", spec.intermediate_size, Split.ROWS)
     return [
         *norm(ours + "attention_norm", theirs + "ln_1", hidden, has_bias=True),
-        *linear(ours + "up", [up], hidden, has_bias=True),
+        *up_layer(spec, layer, theirs + "mlp.fc_in"),
         *o_and_down(spec, layer, theirs + "attn.out_proj", theirs + "mlp.fc_out"),
     ]

@@ -8,16 +8,17 @@ from typing import Any
 from tgis_server.engines.native.config.config_file import ConfigFile, show
 from tgis_server.engines.native.config.decoder import Keys, read_decoder
 from tgis_server.engines.native.config.length import read_length
+from tgis_server.engines.native.families.bloom import alibi_slopes
 from tgis_server.engines.native.parameters.layouts import (
-    LayerRows,
     embedding,
     head,
     linear,
     norm,
     o_and_down,
     stacked_qkv,
+    up_layer,
 )
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import Alibi, DecoderSpec
 
 ARCHITECTURE = "MptForCausalLM"
@@ -65,13 +66,6 @@ def read(config: ConfigFile) -> DecoderSpec:
     )
 
 
-def alibi_slopes(num_heads: int) -> tuple[float, ...]:
-    """Powers of 2^(-8 / n), where n is the next power of two. If these are too many, every other one comes first."""
-    power = 1 << (num_heads - 1).bit_length()
-    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
-    return tuple(slopes if power == num_heads else (slopes[1::2] + slopes[::2])[:num_heads])
-
-
 def parameters(spec: DecoderSpec) -> list[Parameter]:
     hidden = spec.hidden_size
     found = [
@@ -81,12 +75,11 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
     ]
     for layer in range(spec.num_layers):
         theirs, ours = f"transformer.blocks.{layer}.", f"layers.{layer}."
-        up = LayerRows(theirs + "ffn.up_proj", spec.intermediate_size, Split.ROWS)
         found += [
             *norm(ours + "attention_norm", theirs + "norm_1", hidden),
             *norm(ours + "mlp_norm", theirs + "norm_2", hidden),
             *linear(ours + "qkv", stacked_qkv(theirs + "attn.Wqkv", spec), hidden, has_bias=False),
-            *linear(ours + "up", [up], hidden, has_bias=False),
+            *up_layer(spec, layer, theirs + "ffn.up_proj"),
             *o_and_down(spec, layer, theirs + "attn.out_proj", theirs + "ffn.down_proj"),
         ]
     return found

@@ -9,7 +9,6 @@ from tgis_server.engines.native.config.config_file import ConfigFile, show
 from tgis_server.engines.native.config.decoder import Keys, read_decoder, with_biases
 from tgis_server.engines.native.config.length import read_table_length
 from tgis_server.engines.native.parameters.layouts import (
-    LayerRows,
     embedding,
     head,
     linear,
@@ -17,8 +16,9 @@ from tgis_server.engines.native.parameters.layouts import (
     o_and_down,
     positions,
     separate_qkv,
+    up_layer,
 )
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec, LearnedPositions
 
 ARCHITECTURE = "OPTForCausalLM"
@@ -53,7 +53,7 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     outer = "model.decoder."
     found = [
         *embedding(spec, outer + "embed_tokens.weight"),
@@ -68,7 +68,7 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
             *norm(ours + "attention_norm", theirs + "self_attn_layer_norm", hidden, has_bias=True),
             *norm(ours + "mlp_norm", theirs + "final_layer_norm", hidden, has_bias=True),
             *linear(ours + "qkv", qkv, hidden, has_bias=spec.has_qkv_bias),
-            *linear(ours + "up", [LayerRows(theirs + "fc1", inner, Split.ROWS)], hidden, has_bias=spec.has_mlp_bias),
+            *up_layer(spec, layer, theirs + "fc1"),
             *o_and_down(spec, layer, theirs + "self_attn.out_proj", theirs + "fc2"),
         ]
     return found

@@ -10,8 +10,8 @@ from tgis_server.engines.native.config.decoder import Keys, read_decoder, read_h
 from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.families import llama, phi
-from tgis_server.engines.native.parameters.layouts import LayerRows, grouped_qkv, linear, o_and_down
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.layouts import grouped_qkv, linear, o_and_down, up_layer
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "PersimmonForCausalLM"
@@ -39,7 +39,7 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     found = llama.outer_parameters(spec, "model.final_layernorm")
     for layer in range(spec.num_layers):
         theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
@@ -48,7 +48,7 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
             *llama.layer_norms(spec, layer),
             *llama.qk_norms(spec, layer, "layernorm"),
             *linear(ours + "qkv", qkv, hidden, has_bias=True),
-            *linear(ours + "up", [LayerRows(theirs + "mlp.dense_h_to_4h", inner, Split.ROWS)], hidden, has_bias=True),
+            *up_layer(spec, layer, theirs + "mlp.dense_h_to_4h"),
             *o_and_down(spec, layer, theirs + "self_attn.dense", theirs + "mlp.dense_4h_to_h"),
         ]
     return found

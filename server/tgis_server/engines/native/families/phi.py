@@ -10,8 +10,8 @@ from tgis_server.engines.native.config.decoder import Keys, read_decoder, read_h
 from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.families import llama
-from tgis_server.engines.native.parameters.layouts import LayerRows, linear, norm, o_and_down
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.layouts import norm, o_and_down, up_layer
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "PhiForCausalLM"
@@ -43,7 +43,7 @@ def read(config: ConfigFile) -> DecoderSpec:
 
 
 def parameters(spec: DecoderSpec) -> list[Parameter]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     found = llama.outer_parameters(spec, "model.final_layernorm")
     for layer in range(spec.num_layers):
         theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
@@ -51,7 +51,7 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
             *llama.qk_norms(spec, layer, "layernorm"),
             *norm(ours + "attention_norm", theirs + "input_layernorm", hidden, has_bias=True),
             *llama.split_qkv(spec, layer),
-            *linear(ours + "up", [LayerRows(theirs + "mlp.fc1", inner, Split.ROWS)], hidden, has_bias=True),
+            *up_layer(spec, layer, theirs + "mlp.fc1"),
             *o_and_down(spec, layer, theirs + "self_attn.dense", theirs + "mlp.fc2"),
         ]
     return found

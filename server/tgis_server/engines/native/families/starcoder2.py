@@ -11,8 +11,8 @@ from tgis_server.engines.native.config.length import read_length
 from tgis_server.engines.native.config.rope import read_rope
 from tgis_server.engines.native.config.windows import read_uniform_window
 from tgis_server.engines.native.families import llama
-from tgis_server.engines.native.parameters.layouts import LayerRows, linear, o_and_down
-from tgis_server.engines.native.parameters.pieces import Parameter, Split
+from tgis_server.engines.native.parameters.layouts import o_and_down, up_layer
+from tgis_server.engines.native.parameters.pieces import Parameter
 from tgis_server.engines.native.spec import DecoderSpec
 
 ARCHITECTURE = "Starcoder2ForCausalLM"
@@ -55,11 +55,10 @@ def parameters(spec: DecoderSpec) -> list[Parameter]:
     found = llama.outer_parameters(spec)
     for layer in range(spec.num_layers):
         theirs = f"model.layers.{layer}."
-        up = LayerRows(theirs + "mlp.c_fc", spec.intermediate_size, Split.ROWS)
         found += [
             *llama.layer_norms(spec, layer),
             *llama.split_qkv(spec, layer),
-            *linear(f"layers.{layer}.up", [up], spec.hidden_size, has_bias=spec.has_mlp_bias),
+            *up_layer(spec, layer, theirs + "mlp.c_fc"),
             *o_and_down(spec, layer, theirs + "self_attn.o_proj", theirs + "mlp.c_proj"),
         ]
     return found

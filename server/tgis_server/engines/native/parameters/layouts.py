@@ -227,6 +227,12 @@ def o_layer(spec: DecoderSpec, layer: int, theirs: str, stored: Stored = CONTIGU
     return linear(f"layers.{layer}.o", rows, spec.num_heads * spec.head_dim, has_bias=spec.has_o_bias)
 
 
+def up_layer(spec: DecoderSpec, layer: int, theirs: str, stored: Stored = CONTIGUOUS) -> list[Parameter]:
+    """The first layer of an MLP that is not gated."""
+    rows = [LayerRows(theirs, spec.intermediate_size, Split.ROWS, stored)]
+    return linear(f"layers.{layer}.up", rows, spec.hidden_size, has_bias=spec.has_mlp_bias)
+
+
 def down_layer(spec: DecoderSpec, layer: int, theirs: str, stored: Stored = CONTIGUOUS) -> list[Parameter]:
     rows = [LayerRows(theirs, spec.hidden_size, Split.COLUMNS, stored)]
     return linear(f"layers.{layer}.down", rows, spec.intermediate_size, has_bias=spec.has_mlp_bias)
